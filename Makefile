@@ -1,0 +1,64 @@
+# One command each. Everything happens in .venv and build/; the only thing asked of the machine is Python >= 3.11 with its headers and
+# library, a C compiler and make. tools/prepare.py installs, CMake builds, and both do nothing when nothing changed.
+
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+PORT ?= 6379
+ONCE ?=
+ARGS ?=
+BUILD_TYPE ?= Release
+export TORCH_INDEX ALLOW_CUDA
+
+VENV := .venv
+PY := $(VENV)/bin/python
+CMAKE = $(shell command -v cmake || echo $(VENV)/bin/cmake)
+build_dir = build/$(shell echo $(BUILD_TYPE) | tr A-Z a-z)
+# A sanitizer build is a package of its own: REDISAI_MODULE=build/asan/tree/redisai_py/redisai.so
+tree = $(if $(filter Release,$(BUILD_TYPE)),$(CURDIR)/redisai_py,$(CURDIR)/$(build_dir)/tree/redisai_py)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format bench build prepare clean clean-venv
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Settings: PORT=6379  ONCE=1 (run: stop after the tour)  ARGS='-k name' (test)  BUILD_TYPE=ASAN|TSAN (build)"
+	@echo "          PYTHON=python3.11  TORCH_INDEX=<index of CPU builds>  ALLOW_CUDA=1"
+
+run: EXTRAS := all,cli,server
+run: build ## Install, build, start a server on PORT with example models, and show one inference of each
+	@$(PY) examples/run.py --port $(PORT) $(if $(ONCE),--once)
+
+test: EXTRAS := all,test
+test: build ## Install, build and run all tests
+	$(PY) -m pytest $(ARGS)
+
+check: EXTRAS := all,dev,test
+check: build ## Formatting, lint, types and C warnings
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: EXTRAS := all,dev,test
+format: prepare ## Format the Python sources
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+bench: EXTRAS := all,bench,test
+bench: build ## Run the benchmarks
+	$(PY) -m benchmarks $(ARGS)
+
+build: prepare ## Build the module into redisai_py/ (warnings are errors)
+	@$(CMAKE) -S . -B $(build_dir) -DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DREDISAI_TREE=$(tree) \
+	  >$(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
+	@$(CMAKE) --build $(build_dir) --parallel 2 >$(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
+
+prepare:
+	@$(if $(PYTHON),,echo "No Python 3.11 to 3.13 was found. On Debian and Ubuntu: apt-get install python3 python3-venv python3-dev"; exit 1)
+	@mkdir -p build
+	@$(PYTHON) tools/prepare.py --extras $(or $(EXTRAS),all,cli,server)
+
+clean: ## Remove what was built
+	rm -rf build dist redisai_py/*.so redisai_py/redisai.python .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+clean-venv: ## Remove the environment
+	rm -rf $(VENV)
