@@ -4,7 +4,9 @@
 2. torch comes first and alone, because its default Linux build brings several gigabytes of CUDA: a dry run shows whether it would, and then
    the PyTorch project's own index of CPU builds is used, or the one named by TORCH_INDEX. ALLOW_CUDA=1 accepts the CUDA build.
 3. Only that step sees the second index, so no other package can come from it.
-4. A stamp per set of extras holds the hash of everything that decides what is installed; while it matches, the run ends in a few milliseconds.
+4. The checkout itself is not installed but put on the path, by a .pth file and a `redisai` script: no build, no copy, no import hook inside
+   the server. CMake places the libraries beside the sources (see the Makefile).
+5. A stamp per set of extras holds the hash of what decides the installation; while it matches, the run ends in a tenth of a second.
 
     python3 tools/prepare.py --extras all,cli,server
 """
@@ -17,6 +19,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +27,7 @@ import sysconfig
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -32,6 +36,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 OLDEST, NEWEST = (3, 11), (3, 13)
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_PREFIXES = ("nvidia-", "cuda-")
+PURELIB = "import sysconfig; print(sysconfig.get_path('purelib'))"
 PIP_WITHOUT_DOWNLOADS = "pip>=25.3"  # older ones fetch whole wheels for a dry run
 
 CHOICE = f"""
@@ -85,14 +90,14 @@ def has_libpython(version: str) -> bool:
 def check_machine() -> None:
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         fail(
-            f"{sys.executable} is Python {sys.version.split()[0]}; this needs {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}.",
+            f"{sys.executable} is Python {sys.version.split()[0]}; this needs 3.{OLDEST[1]} to 3.{NEWEST[1]}.",
             "Name another with PYTHON=, as in: make run PYTHON=python3.11",
         )
     if missing := missing_packages():
         fail(
             *(f"missing: {what}" for what, _ in missing),
             f"On Debian and Ubuntu: apt-get install {' '.join(package for _, package in missing)}",
-            "Elsewhere: a Python built with --enable-shared (pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared) has the library and the headers.",
+            "Elsewhere: a Python built with --enable-shared has library and headers (pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared).",
         )
 
 
@@ -141,20 +146,40 @@ def install_cmake() -> None:
     pip("install", "--quiet", "-c", str(CONSTRAINTS), "cmake")
 
 
-def install_project(extras: str) -> None:
-    """The package itself as links into the checkout; CMake places the libraries there (see the Makefile), so pip need not build them."""
-    settings = ["--config-settings=wheel.cmake=false", "--config-settings=editable.mode=inplace"]
-    pip("install", "--quiet", "-c", str(CONSTRAINTS), *settings, "-e", f".[{extras}]")
+def requirements(project: dict[str, Any], extras: Sequence[str]) -> list[str]:
+    """What the package and its extras require, with the extras that an extra names (`redisai-server[torch,tf]`) followed."""
+    found = list(project["dependencies"])
+    for extra in extras:
+        for line in project["optional-dependencies"][extra]:
+            inner = re.fullmatch(rf"{project['name']}\[(.*)\]", line)
+            found += requirements(project, inner.group(1).split(",")) if inner else [line]
+    return sorted(set(found))
+
+
+def install_requirements(extras: str) -> None:
+    pip("install", "--quiet", "-c", str(CONSTRAINTS), *requirements(read_project()["project"], extras.split(",")))
+
+
+def put_checkout_on_path() -> None:
+    packages = Path(subprocess.run([PYTHON, "-c", PURELIB], check=True, text=True, stdout=subprocess.PIPE).stdout.strip())
+    (packages / "redisai_checkout.pth").write_text(f"{ROOT}\n")
+    script = PYTHON.with_name("redisai")
+    script.write_text(f"#!{PYTHON}\nimport sys\n\nfrom redisai_py.cli import main\n\nsys.exit(main())\n")
+    script.chmod(0o755)
 
 
 # ---- the environment ---------------------------------------------------------------------------------------------------------------
 
 
+def read_project() -> dict[str, Any]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
 def wanted(extras: str) -> str:
     """Hash of what decides what is installed."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        project = tomllib.load(file)
-    parts = [extras, sys.version, str(ROOT), CONSTRAINTS.read_text(), json.dumps([project["build-system"], project["project"]])]
+    project = read_project()
+    parts = [extras, sys.version, str(ROOT), CONSTRAINTS.read_text(), json.dumps(project["project"])]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -171,7 +196,8 @@ def install(extras: str) -> None:
     if {"all", "torch"} & set(extras.split(",")):
         install_torch()
     install_cmake()
-    install_project(extras)
+    install_requirements(extras)
+    put_checkout_on_path()
 
 
 def main(argv: Sequence[str]) -> None:
