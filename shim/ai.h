@@ -1,0 +1,524 @@
+/* ai.h -- every struct of the shim, who owns it, and which thread may touch it. Read this first.
+ *
+ * Threads. The HOLDER is whoever holds the Redis lock: the main thread, or a worker inside redis.execute. WORKERS are Python
+ * threads that run models; the LOADER is the Python thread that opens and closes sessions; the TIMER is a C thread.
+ *
+ * Rules.
+ * 1. The holder never takes the GIL and never waits. Nothing in this header knows that Python exists.
+ * 2. Lock order: GIL (dropped first) -> Redis lock -> ai_lock. `ai_lock` is the one lock of the shim. It guards run queues,
+ *    the state of jobs and their deadlines, programs' opening state and the inbox; it is held for some hundred nanoseconds,
+ *    never across a Redis call that can call back, an allocation by a size from the wire, or a wait (but for a condition's).
+ *    One lock per queue was the alternative: a DAG's ops live in several queues and a timeout must leave all of them at once,
+ *    so every path would take two or more in an order; two cores do not contend for one short lock.
+ * 3. Keyspace values (Tensor, Program) are reference counted by atomics and immutable once another thread can see them, but
+ *    for what is marked atomic. The last reference may go anywhere: on the main thread, a worker, or Redis's lazy-free thread.
+ * 4. RedisModuleStrings have plain counters: only the holder frees them. Elsewhere they go to the drop list (strings_drop). */
+#ifndef AI_H
+#define AI_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "redis_api.h"
+
+#define AI_VERSION 10207 /* the RedisAI release whose interface this is */
+#define AI_VERSION_TEXT "1.2.7"
+#define AI_ENCVER 4
+#define AI_MAX_DIMS 64
+
+typedef struct Slice {
+    const char *p;
+    size_t n;
+} Slice;
+
+/* ---- module.c ------------------------------------------------------------------------------------------------------- */
+
+extern pthread_mutex_t ai_lock;
+extern RedisModuleType *ai_tensor_type, *ai_model_type, *ai_script_type;
+extern int ai_server_version;   /* 0x00MMmmpp; read at load */
+extern bool ai_can_trim;        /* argument strings may be kept instead of copied (see tensor.c) */
+extern _Atomic bool ai_closing; /* set by the Shutdown event; workers finish what they hold and take no more */
+
+#define ai_log(level, ...) RedisModule_Log(NULL, level, __VA_ARGS__)
+int64_t now_us(void); /* CLOCK_MONOTONIC, microseconds */
+
+/* ---- mem.c: memory and strings -------------------------------------------------------------------------------------- */
+
+/* Sizes from the wire end here: NULL when `n` is beyond `limit` or memory is short; never aborts, never evicts. Any thread. */
+void *mem_try(size_t n, size_t limit);
+bool mul_overflow(size_t a, size_t b, size_t *out);
+Slice slice_of(const RedisModuleString *s);
+bool slice_is(Slice s, const char *upper); /* case-insensitive comparison with an upper-case word */
+bool slice_to_int(Slice s, int64_t *out);  /* Redis's own strict integer grammar: no blanks, signs other than '-', leading zeros */
+char *slice_dup(Slice s);                  /* NUL-terminated copy, RedisModule_Alloc'ed */
+char *text(const char *format, ...) __attribute__((format(printf, 1, 2))); /* formatted, RedisModule_Alloc'ed */
+
+/* Any thread: gives up a reference that RetainString took; the holder's next strings_drain() frees it. */
+void strings_drop(RedisModuleString *s);
+void strings_drain(void); /* holder only */
+
+/* A bump allocator that lives as long as its job: names, lists and plans, freed together. Not thread-safe. */
+typedef struct Arena {
+    struct ArenaBlock *blocks;
+    char *next, *end;
+} Arena;
+void *arena_alloc(Arena *a, size_t n); /* zeroed, 8-aligned; n is bounded by the command's own length, never by a number in it */
+Slice arena_copy(Arena *a, Slice s);
+void arena_free(Arena *a);
+
+/* Bytes shared between copies of a value and the sessions opened from it. */
+typedef struct Blob {
+    atomic_int refs;
+    size_t len;
+    char data[];
+} Blob;
+Blob *blob_new(size_t len); /* NULL when memory is short; refs 1; contents undefined */
+Blob *blob_ref(Blob *b);
+void blob_unref(Blob *b); /* any thread, NULL is fine */
+
+/* A list of names, in one allocation. */
+typedef struct Names {
+    int n;
+    Slice *item; /* each NUL-terminated as well */
+} Names;
+Names names_new(int n, const Slice *items); /* copies; n = 0 gives {0, NULL} */
+void names_free(Names *n);
+
+/* ---- tensor.c ------------------------------------------------------------------------------------------------------- */
+
+typedef enum { T_FLOAT, T_DOUBLE, T_INT8, T_INT16, T_INT32, T_INT64, T_UINT8, T_UINT16, T_BOOL, T_STRING, T_COUNT } Dtype;
+
+typedef struct DtypeRow {
+    const char *name;   /* on the wire, upper case */
+    uint8_t code, bits; /* in RDB: kind (0 int, 1 unsigned, 2 float, 6 bool, 7 string) and width */
+    uint8_t size;       /* bytes per element; STRING 1 */
+    const char *format; /* struct module's letter, for the buffer protocol; NULL for STRING */
+} DtypeRow;
+extern const DtypeRow dtypes[T_COUNT];
+
+/* A tensor: shape and C-contiguous data, immutable once shared. Header, dims, offsets and data are one allocation, with data
+ * aligned to 64 bytes, unless `source` holds the bytes: a big blob is kept as the client's own string (no copy on the main
+ * thread); the first worker that needs it aligned makes a copy and publishes it in `aligned`. */
+typedef struct Tensor {
+    atomic_int refs;
+    uint8_t dtype;             /* Dtype */
+    uint8_t ndim;              /* <= AI_MAX_DIMS; 0 = scalar */
+    int64_t length;            /* elements */
+    size_t nbytes;             /* bytes of data; STRING: all elements with their NULs */
+    const char *bytes;         /* data for reading; may be unaligned while `source` is set. NULL only when nbytes == 0 */
+    uint64_t *offsets;         /* STRING: where each element begins; else NULL */
+    RedisModuleString *source; /* the retained argument, or NULL */
+    char *_Atomic aligned;     /* 64-byte aligned bytes (== bytes when source is NULL); NULL until made */
+    int64_t dims[];            /* ndim */
+} Tensor;
+
+/* Uninitialised data (STRING: offsets too). NULL and *error (static text) when the shape overflows or is beyond MAX_TENSOR_BYTES, or memory is
+ * short. `nbytes` is given for STRING and ignored otherwise. Any thread. */
+Tensor *tensor_new(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, const char **error);
+/* Product of dims in *length; false when it or its bytes overflow. Dims must be >= 0. */
+bool tensor_length(Dtype dtype, int ndim, const int64_t *dims, int64_t *length);
+/* Fills offsets from the data of a STRING tensor; false when it does not hold exactly `length` NUL-terminated items. */
+bool tensor_index_strings(Tensor *t);
+Tensor *tensor_ref(Tensor *t);
+void tensor_unref(Tensor *t);        /* any thread, NULL is fine */
+char *tensor_aligned(Tensor *t);     /* worker: 64-byte aligned data; may copy; NULL when memory is short (or no bytes) */
+bool dtype_parse(Slice name, Dtype *out);
+/* Rows [from, from + count) of dim 0, and the concatenation along dim 0. Worker. NULL + *error on overflow or short memory. */
+Tensor *tensor_rows(Tensor *t, int64_t from, int64_t count, const char **error);
+Tensor *tensor_concat(Tensor *const *parts, int n, const char **error);
+
+/* The one parser of AI.TENSORSET: argv[0] is the dtype, then dims and data. Returns a tensor with one reference, or NULL and a static
+ * text. `strings`, when not NULL, are the same arguments as Redis strings, of which a big blob may be kept. Holder only. */
+Tensor *tensor_parse(const Slice *argv, int argc, RedisModuleString **strings, const char **error);
+/* The one parser of AI.TENSORGET's options (after the key): what to show, a TENSORGET_* mask. NULL, or a static error text. */
+enum { TENSORGET_META = 1, TENSORGET_BLOB = 2, TENSORGET_VALUES = 4 };
+const char *tensor_get_options(const Slice *argv, int argc, int *show);
+void tensor_reply(RedisModuleCtx *ctx, Tensor *t, int show);
+/* Writes `t` (takes a reference of its own) under an opened, type-checked key: drops a TTL. Holder only. */
+int tensor_store(RedisModuleKey *key, Tensor *t);
+void tensor_replicate(RedisModuleCtx *ctx, RedisModuleString *key, Tensor *t);
+int cmd_tensorset(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_tensorget(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+/* Opens a key and returns its tensor (borrowed), or NULL and the error text (static). Holder only. */
+Tensor *tensor_lookup(RedisModuleCtx *ctx, RedisModuleString *key, const char **error);
+
+/* ---- program.c: models and scripts ---------------------------------------------------------------------------------- */
+
+typedef enum { BACKEND_TF, BACKEND_TFLITE, BACKEND_TORCH, BACKEND_ONNX, BACKEND_COUNT } Backend; /* numbers are those of the RDB format */
+extern const char *const backend_names[BACKEND_COUNT];
+
+typedef enum { PROGRAM_MODEL, PROGRAM_SCRIPT } ProgramKind;
+typedef enum { PROGRAM_UNOPENED, PROGRAM_OPENING, PROGRAM_OPEN, PROGRAM_FAILED } ProgramState;
+
+typedef struct Stats { /* AI.INFO; each written by workers, reset by the holder */
+    _Atomic int64_t duration_us, samples, calls, errors;
+    _Atomic int64_t batches, batched_rows, wait_us; /* our own: batches run, requests in them, time spent in the run queue */
+    _Atomic int64_t batch_sizes[16];                /* batches by log2 of the number of requests in them */
+} Stats;
+
+/* What a key of type AI__MODEL or AI_SCRIPT holds. Fields are fixed before the program is published, but for those marked. */
+typedef struct Program {
+    atomic_int refs;
+    uint8_t kind;                      /* ProgramKind */
+    uint8_t backend;                   /* Backend; scripts: BACKEND_TORCH */
+    uint64_t id;                       /* never reused; names the session on the Python side */
+    char *device;                      /* as given by the client */
+    Slice tag;                         /* NUL-terminated as well */
+    int64_t batchsize, minbatchsize;   /* rows */
+    int64_t minbatchtimeout;           /* milliseconds */
+    Blob *blob;                        /* model bytes or script source */
+    Names entry_points;                /* scripts */
+    Names inputs, outputs;             /* models: declared (TF), stored (RDB) or found when opened: written once under ai_lock */
+    _Atomic bool names_known;          /* inputs and outputs may be read */
+    struct RunQueue *queue;            /* of the device; set at creation, never freed */
+    Stats stats;
+    char *_Atomic key;                 /* name it was stored under (for AI._MODELSCAN and log lines) */
+    int db;
+    /* under ai_lock */
+    uint8_t state;                     /* ProgramState */
+    char *open_error;                  /* state FAILED: what a client reads */
+    struct Job *waiting, **waiting_tail; /* jobs that wait for the opening */
+    struct Lane *lanes;                /* its lanes in `queue`, newest first */
+    struct Program *prev, *next;       /* list of programs in the keyspace, newest first (programs_lock) */
+    bool listed;
+    bool dropped;                      /* its key is gone: requests that wait for a fuller batch run as they are. Under ai_lock */
+} Program;
+
+Program *program_new(ProgramKind kind, Backend backend, Slice device); /* refs 1; NULL when device is too long */
+Program *program_ref(Program *p);
+void program_unref(Program *p); /* any thread; the last one tells the loader to close the session */
+void program_list(Program *p, RedisModuleString *key, int db); /* now in the keyspace; holder */
+void program_unlist(Program *p);                              /* no longer; any thread */
+Program *program_lookup(RedisModuleCtx *ctx, RedisModuleString *key, ProgramKind kind, const char **error); /* borrowed; holder */
+/* Writes under a type-checked key (takes over the caller's reference), lists it, drops a TTL. Holder only. */
+int program_store(RedisModuleCtx *ctx, RedisModuleString *keyname, RedisModuleKey *key, Program *p);
+int cmd_modelstore(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_modelset(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_modelget(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_modeldel(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_modelscan(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_scriptstore(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_scriptset(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_scriptget(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_scriptdel(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_scriptscan(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+void program_reply(RedisModuleCtx *ctx, Program *p, bool meta, bool blob); /* AI.MODELGET / AI.SCRIPTGET */
+
+/* ---- plan.c: argv -> plan, a pure function -------------------------------------------------------------------------- */
+
+typedef enum { OP_MODEL, OP_SCRIPT, OP_TENSORSET, OP_TENSORGET } OpKind;
+typedef enum { OP_WAITING, OP_QUEUED, OP_RUNNING, OP_DONE, OP_FAILED } OpState; /* WAITING at the end = never run: replies NA */
+
+/* One operation. The plan part is fixed; the run part belongs to ai_lock. */
+typedef struct Op {
+    uint8_t kind;          /* OpKind */
+    uint8_t state;         /* OpState */
+    int nin, nout;
+    int *in, *out;         /* slots */
+    Program *program;      /* MODEL, SCRIPT: a reference */
+    Slice function;        /* SCRIPT, in the arena, as are keys and args */
+    int nkeys, nargs;
+    Slice *keys, *args;
+    int show;              /* TENSORGET: TENSORGET_* mask */
+    struct Op *after;      /* the next op on the same device; starts only when this one has finished. NULL = last */
+    struct Job *job;
+    struct Lane *lane;     /* while QUEUED */
+    struct Op *prev, *next; /* neighbours in the lane */
+    int64_t rows;          /* dim 0 that its inputs agree on; 0 = cannot be batched */
+    int64_t queued_us;     /* when it was queued; written at push */
+    char *error;           /* FAILED: what the client reads; RedisModule_Alloc'ed */
+} Op;
+
+typedef struct Output { /* a key to write when all went well */
+    int slot;
+    int arg; /* index in argv of its name */
+} Output;
+
+/* The ops of one device, in text order: they run one after the other, so that what ran before a failure does not depend on luck. */
+typedef struct Track {
+    struct RunQueue *queue;
+    Op *next; /* first op not started; NULL = all were. Under ai_lock */
+    Op *last; /* used while planning */
+} Track;
+
+typedef enum { REPLY_ONE, REPLY_PER_OP } ReplyForm;
+
+typedef struct Plan {
+    uint8_t form;         /* ReplyForm: a single status, or an array with one element per op */
+    bool has_script;
+    int nops, nslots, noutputs, ntracks;
+    Op *ops;
+    Track *tracks;
+    Tensor **slots;       /* nslots; filled ones hold a reference */
+    Output *outputs;
+    int64_t timeout_ms;   /* 0 = none */
+} Plan;
+
+/* What the planner may ask of the world; `u` is the caller's. A NULL function means "not known": the key walk passes none. */
+typedef struct PlanWorld {
+    void *u;
+    Program *(*program)(void *u, int arg, ProgramKind kind, const char **error); /* a reference, or NULL and the error */
+    Tensor *(*tensor)(void *u, int arg, const char **error);                     /* a reference, or NULL and the error */
+    Tensor *(*tensorset)(void *u, int arg, int n, const char **error);           /* parses argv[arg .. arg + n): dtype, dims, data */
+    void (*key)(void *u, int arg, int access);                                   /* each key, with KEY_* access flags; may be NULL */
+} PlanWorld;
+
+typedef enum { CMD_MODELEXECUTE, CMD_MODELRUN, CMD_SCRIPTEXECUTE, CMD_SCRIPTRUN, CMD_DAGEXECUTE, CMD_DAGEXECUTE_RO, CMD_DAGRUN,
+               CMD_DAGRUN_RO, CMD_COUNT } RunCommand;
+
+/* Plans a command. Returns NULL when it did, else the error text to reply with (in the arena or static). The plan's references belong to
+ * the caller either way (plan_release). Reads no clock, blocks on nothing, calls Redis only through `world`. */
+const char *plan_make(RunCommand command, const Slice *argv, int argc, const PlanWorld *world, Arena *arena, Plan *plan);
+void plan_release(Plan *plan);
+
+/* ---- job.c: one command in flight ----------------------------------------------------------------------------------- */
+
+typedef enum { JOB_RUN, JOB_STORE, JOB_LOADBACKEND, JOB_GET } JobKind;
+
+typedef struct Job {
+    uint8_t kind;                 /* JobKind */
+    RedisModuleBlockedClient *bc; /* NULL: nobody waits (a store inside MULTI ...) */
+    int db;                       /* the client's selected database */
+    Arena arena;                  /* everything below that is a list or a name */
+    Plan plan;                    /* JOB_RUN */
+    Program *program;             /* JOB_STORE, JOB_GET: a reference */
+    RedisModuleString **held;     /* JOB_STORE: the blob's argument strings, retained */
+    int nheld;
+    int meta, blob;               /* JOB_GET: what to show */
+    RedisModuleString *user;      /* plans with scripts: the caller's ACL user, NULL = not known */
+    char *_Atomic error;          /* JOB_STORE, JOB_LOADBACKEND: what went wrong */
+    /* under ai_lock */
+    int running;                  /* ops in the hands of workers */
+    int queued;                   /* ops in run queues */
+    bool failed;                  /* an op failed: no other is started, nothing is written */
+    bool timed_out, finished;
+    Program *waits_for;           /* whose opening it waits for; borrowed from its plan */
+    int64_t deadline_us;          /* 0 = none */
+    int heap_at;                  /* place in the deadline heap, -1 = not in it */
+    struct Job *next;             /* waiting list, parked list */
+    struct Job *older, *newer;    /* list of jobs that block a client (holder only) */
+    bool gone;                    /* the client disconnected: what is queued is dropped, nothing is written */
+} Job;
+
+/* True when this context may wait for another thread. The only caller of RM_BlockClient is job_block. */
+bool may_block(RedisModuleCtx *ctx);
+int cmd_run(RedisModuleCtx *ctx, RedisModuleString **argv, int argc, RunCommand command);
+Job *job_new(JobKind kind);
+void job_block(RedisModuleCtx *ctx, Job *job); /* holder; after it the job reaches job_finish exactly once */
+void job_free(Job *job);                       /* holder */
+void job_start(Job *job);                      /* JOB_RUN, holder: queues what is ready, or waits for programs to open */
+/* Under ai_lock: an op left a worker. Takes over `error` (NULL = it went well). True when the job has ended: then call job_finish unlocked. */
+bool job_op_done(Job *job, Op *op, char *error);
+void job_finish(Job *job); /* any thread, no lock held: hands the job to the reply phase, now or when writes are no longer paused */
+void jobs_expire(int64_t now, int64_t *next_due); /* timer */
+/* Holder: parks or releases finished jobs as writes are paused or not (see reply.c). */
+void jobs_pause_check(void);
+void job_wait_open(RedisModuleCtx *ctx, Job *job); /* JOB_GET, holder: blocks until job->program is open or failed */
+void program_opened_locked(Program *p);            /* under ai_lock: sends off what waited for it */
+
+/* ---- reply.c: the reply phase, on the main thread ------------------------------------------------------------------- */
+
+int reply_job(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);  /* Reply callback */
+/* Writes a job's outputs, replicates them and replies; also used by commands that never had to wait. */
+void reply_run(RedisModuleCtx *ctx, RedisModuleString **argv, Job *job);
+void reply_error_line(RedisModuleCtx *ctx, const char *text); /* newlines become spaces */
+
+/* ---- runqueue.c: run queues and batches ----------------------------------------------------------------------------- */
+
+/* FIFO of the ops that may share a batch: one program, same dtypes, same shapes past dim 0. Lives while it holds ops. */
+typedef struct Lane {
+    Program *program; /* borrowed: each op holds a reference */
+    bool batchable;
+    Op *head, *tail;
+    int count;
+    int64_t rows;                   /* sum of its ops' rows */
+    struct Lane *prev, *next;       /* ring of the queue's lanes */
+    struct Lane *program_next;      /* other lanes of the program */
+} Lane;
+
+typedef struct Worker { /* one thread that serves a queue; written by itself */
+    clockid_t cpu_clock;
+    unsigned long thread;              /* Python's thread ident */
+    int64_t run_started_us;            /* under ai_lock; 0 = not running */
+    bool overdue_seen;                 /* the watchdog was told of this run */
+    Program *running;                  /* borrowed from the batch */
+    struct Worker *next;
+} Worker;
+
+typedef struct RunQueue {
+    char *device;                      /* upper case; the queue's name */
+    pthread_cond_t ready;
+    int idle;                          /* workers asleep in runqueue_pop */
+    Lane *cursor;                      /* round robin: the lane to look at first; NULL = empty */
+    int length;                        /* ops queued */
+    Worker *workers;
+    int nworkers;
+    bool asked_for_workers;            /* the loader has been told */
+    struct RunQueue *next;             /* list of all queues, oldest first */
+} RunQueue;
+extern RunQueue *_Atomic runqueues;
+
+/* What a worker takes away: ops that run together. */
+typedef struct Batch {
+    RunQueue *queue;
+    Worker *worker;
+    Program *program;     /* a reference */
+    int n;
+    Op **ops;
+    int64_t rows;         /* 0 when n == 1 and rows are not known */
+    int64_t started_us;
+} Batch;
+
+typedef struct BatchLimits {
+    int64_t batchsize, minbatchsize, minbatchtimeout_us;
+} BatchLimits;
+/* The rule that says when a lane's oldest ops may run. Pure. Returns true when due; else *next_due is when to look again (INT64_MAX: never). */
+bool batch_due(BatchLimits limits, int64_t rows, int64_t oldest_us, int64_t now, int64_t *next_due);
+
+RunQueue *runqueue_of(Slice device);        /* finds or makes the queue; holder */
+bool runqueue_full(RunQueue *q);            /* beyond MAX_QUEUE; holder, no lock: a glance */
+void runqueue_push(RunQueue *q, Op *op, int64_t now); /* under ai_lock */
+void runqueue_remove(Op *op);               /* under ai_lock */
+Worker *runqueue_attach(RunQueue *q, unsigned long thread); /* worker thread, once */
+/* Worker, without the GIL: waits for due ops. NULL when the module is closing. */
+Batch *runqueue_pop(RunQueue *q, Worker *w);
+/* The batch's op inputs: one tensor per input, gathered along dim 0 when n > 1. References go to `into`. NULL, or an error text. */
+const char *batch_gather(Batch *b, int input, Tensor **into);
+/* Gives every op its rows of the outputs (NULL entries: not produced) and ends the batch. Takes over references. */
+/* AI.INFO: one call. */
+void program_count(Program *p, int64_t duration_us, int64_t samples, bool failed);
+void batch_finish(Batch *b, Tensor **outputs, int n, int64_t duration_us);
+void batch_fail(Batch *b, const char *error);
+/* Splits a failed batch into batches of one op each, for a retry; `into` has room for b->n. The batch itself is freed. */
+void batch_split(Batch *b, Batch **into);
+void runqueues_close(void);
+
+/* ---- loader.c: the inbox of the Python loader thread ----------------------------------------------------------------- */
+
+typedef enum { MSG_OPEN, MSG_CLOSE, MSG_BACKEND, MSG_WORKERS, MSG_STOP } MessageKind;
+typedef struct Message {
+    uint8_t kind;
+    uint8_t backend;      /* BACKEND */
+    Program *program;     /* OPEN: a reference */
+    uint64_t id;          /* CLOSE */
+    RunQueue *queue;      /* WORKERS */
+    Job *job;             /* BACKEND, OPEN for a store: the job that waits; NULL = nobody */
+    struct Message *next;
+} Message;
+void inbox_post(Message m);                   /* any thread; takes ai_lock */
+void inbox_post_locked(Message m);            /* the same, under ai_lock */
+Message *inbox_pop(void);                     /* loader, without the GIL: waits */
+int inbox_length(void);
+void loader_want(Program *p, bool now_needed);   /* under ai_lock: asks for the opening once */
+void loader_opened(Program *p, Job *store, Names inputs, Names outputs); /* loader thread; takes over the names */
+void loader_failed(Program *p, Job *store, const char *error);
+void loader_join_blob(Job *job);              /* loader: argument strings -> program->blob; sets job->error when it cannot */
+/* BACKEND done: version text for INFO, or NULL = could not be loaded. `job` may be NULL. */
+void loader_backend_done(Backend b, const char *version, Job *job);
+bool loader_backend_loaded(Backend b);
+const char *loader_backend_version(Backend b); /* NULL when it is not loaded */
+
+/* ---- timer.c --------------------------------------------------------------------------------------------------------- */
+
+void timer_start(void);
+void timer_wake(int64_t due); /* under ai_lock: something is due earlier than the timer knows */
+void heap_push(Job *job);     /* under ai_lock */
+void heap_remove(Job *job);
+
+/* Watchdog, a Python thread without the GIL: waits until a run is past MODEL_EXECUTION_TIMEOUT. False when closing. */
+bool watch_overdue(unsigned long *thread, uint64_t *program, char **key);
+void watch_started(Program *p); /* worker, no lock held: a run began; wakes the watchdog when it sleeps without a due time */
+
+/* ---- redis_call.c: redis.execute ------------------------------------------------------------------------------------- */
+
+typedef enum { NODE_NULL, NODE_INTEGER, NODE_DOUBLE, NODE_BOOL, NODE_BULK, NODE_STATUS, NODE_ERROR, NODE_ARRAY } NodeKind;
+typedef struct ReplyNode { /* a reply copied out of Redis, so that Python objects can be made after the lock is gone */
+    uint8_t kind;
+    int64_t integer;
+    double real;
+    Slice bytes;
+    int n;
+    struct ReplyNode *items;
+} ReplyNode;
+/* Worker, without the GIL and without ai_lock: runs a command in the job's database with its user's rights. The tree lives in `arena`. */
+void redis_execute(Job *job, const Slice *argv, int argc, Arena *arena, ReplyNode *reply);
+/* Takes a reference on the model `key` of the job's database; NULL and a static error. Worker, takes the Redis lock. */
+Program *redis_model(Job *job, Slice key, const char **error);
+
+/* ---- persist.c: RDB, AOF and the other callbacks of the three data types -------------------------------------------- */
+
+int persist_register(RedisModuleCtx *ctx);
+
+/* ---- config.c, stats.c ----------------------------------------------------------------------------------------------- */
+
+typedef struct Config {
+    int64_t threads_per_queue, intra_op, inter_op; /* 0 = default, for the last two */
+    int64_t model_execution_timeout;               /* ms */
+    int64_t backend_memory_limit;                  /* MB of 10^6 bytes, 0 = none */
+    _Atomic int64_t model_chunk_size;              /* bytes */
+    int64_t max_tensor_bytes, max_model_bytes, max_script_bytes, max_queue;
+    bool allow_file_ops;
+    char *backends_path;                           /* shown, never opened */
+    char *python;                                  /* load argument PYTHON, or NULL */
+    bool eager[BACKEND_COUNT];                     /* named as load arguments */
+} Config;
+extern Config config;
+int config_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_config(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_info(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report);
+extern _Atomic int64_t onnx_memory, onnx_memory_accesses; /* counted by the ONNX backend */
+extern _Atomic int64_t jobs_in_flight, loads_failed, loads_done, jobs_timed_out, jobs_gone;
+extern char python_version[64];
+extern bool ai_enterprise;
+
+/* ---- interp.c: the interpreter --------------------------------------------------------------------------------------- */
+
+/* Finds and starts Python on a thread of its own and waits until the package is imported. NULL, or what went wrong and how to mend it. */
+char *interp_start(RedisModuleCtx *ctx);
+
+/* ---- the table of functions that the extension module `_redisai` gets from interp.c in a capsule --------------------- */
+
+typedef struct Shim {
+    int size; /* sizeof(Shim): both halves were built together */
+    const DtypeRow *dtypes;
+    Tensor *(*tensor_new)(Dtype, int, const int64_t *, size_t, const char **);
+    bool (*tensor_index_strings)(Tensor *);
+    Tensor *(*tensor_ref)(Tensor *);
+    void (*tensor_unref)(Tensor *);
+    char *(*tensor_aligned)(Tensor *);
+    Message *(*inbox_pop)(void);
+    void (*message_free)(Message *);
+    void (*loader_join_blob)(Job *);
+    void (*loader_opened)(Program *, Job *, Names, Names);
+    void (*loader_failed)(Program *, Job *, const char *);
+    void (*loader_backend_done)(Backend, const char *, Job *);
+    Names (*names_new)(int, const Slice *);
+    void (*program_unref)(Program *);
+    Worker *(*runqueue_attach)(RunQueue *, unsigned long);
+    Batch *(*runqueue_pop)(RunQueue *, Worker *);
+    const char *(*batch_gather)(Batch *, int, Tensor **);
+    void (*batch_finish)(Batch *, Tensor **, int, int64_t);
+    void (*batch_fail)(Batch *, const char *);
+    void (*batch_split)(Batch *, Batch **);
+    bool (*watch_overdue)(unsigned long *, uint64_t *, char **);
+    void (*redis_execute)(Job *, const Slice *, int, Arena *, ReplyNode *);
+    Program *(*redis_model)(Job *, Slice, const char **);
+    void (*program_count)(Program *, int64_t duration_us, int64_t samples, bool failed);
+    void (*arena_free)(Arena *);
+    void *(*alloc)(size_t);
+    void (*free)(void *);
+    void (*log)(const char *level, const char *line);
+    void (*meter)(int64_t delta, int64_t accesses);
+    const Config *config;
+    const char *const *backend_names;
+    int64_t (*now_us)(void);
+    void (*set_python_version)(const char *);
+} Shim;
+extern const Shim shim_table;
+
+#endif

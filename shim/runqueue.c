@@ -1,0 +1,383 @@
+/* runqueue.c -- run queues: ops wait here for a worker, and batches form.
+ *
+ * 1. One queue per device string. Inside it ops wait in LANES: a lane holds, in order of arrival, the ops that may share a batch
+ *    (one program, equal dtypes, equal shapes past dim 0). Lanes are served round robin, so a hot model cannot starve another.
+ * 2. runqueue_push() runs on any thread under ai_lock and never waits. runqueue_pop() runs on a worker without the GIL and takes a whole
+ *    batch, so one wakeup and one GIL acquisition serve many requests. Batches form by themselves while workers are busy.
+ * 3. When a lane is due is a pure function of numbers and `now` (batch_due). A worker sleeps until the next due time or a wakeup,
+ *    never on a fixed tick.
+ * 4. A batch takes ops until its rows reach BATCHSIZE; the check comes after adding, so it may pass it (as in 1.2.7).
+ *
+ * Spinning before sleep was measured on two cores: it cost five times the worker's CPU and made latency worse. */
+#include "ai.h"
+
+#include <errno.h>
+#include <time.h>
+
+RunQueue *_Atomic runqueues;
+
+/* ---- queues --------------------------------------------------------------------------------------------------------------- */
+
+static RunQueue *runqueue_find(const char *device) {
+    RunQueue *q = runqueues;
+    while (q && strcmp(q->device, device) != 0) q = q->next;
+    return q;
+}
+
+static RunQueue *runqueue_new(char *device) {
+    pthread_condattr_t monotonic;
+    RunQueue *q = RedisModule_Calloc(1, sizeof(*q));
+    q->device = device;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&q->ready, &monotonic);
+    RunQueue *_Atomic *end = &runqueues;
+    while (*end) end = (RunQueue * _Atomic *)&(*end)->next;
+    *end = q;
+    return q;
+}
+
+RunQueue *runqueue_of(Slice device) {
+    char *name = slice_dup(device);
+    for (char *c = name; *c; c++)
+        if (*c >= 'a' && *c <= 'z') *c -= 'a' - 'A';
+    RunQueue *q = runqueue_find(name);
+    if (q) RedisModule_Free(name);
+    else q = runqueue_new(name);
+    return q;
+}
+
+bool runqueue_full(RunQueue *q) { return q->length >= config.max_queue; }
+
+/* ---- lanes ---------------------------------------------------------------------------------------------------------------- */
+
+static const Tensor *input_of(const Op *op, int i) { return op->job->plan.slots[op->in[i]]; }
+
+/* Dim 0 that all inputs agree on; 0 when they do not, or one is a scalar: such an op runs alone. */
+static int64_t rows_of(const Op *op) {
+    int64_t rows = 0;
+    for (int i = 0; i < op->nin; i++) {
+        const Tensor *t = input_of(op, i);
+        if (t->ndim == 0 || (i && t->dims[0] != rows)) return 0;
+        rows = t->dims[0];
+    }
+    return rows;
+}
+
+static bool may_share(const Op *a, const Op *b) {
+    if (a->nin != b->nin || a->nout != b->nout) return false;
+    for (int i = 0; i < a->nin; i++) {
+        const Tensor *x = input_of(a, i), *y = input_of(b, i);
+        if (x->dtype != y->dtype || x->ndim != y->ndim) return false;
+        if (memcmp(x->dims + 1, y->dims + 1, (size_t)(x->ndim - 1) * sizeof(int64_t)) != 0) return false;
+    }
+    return true;
+}
+
+static void ring_insert(RunQueue *q, Lane *l) { /* last in the round */
+    if (!q->cursor) {
+        q->cursor = l->prev = l->next = l;
+        return;
+    }
+    l->next = q->cursor;
+    l->prev = q->cursor->prev;
+    l->prev->next = l->next->prev = l;
+}
+
+static void ring_remove(RunQueue *q, Lane *l) {
+    if (q->cursor == l) q->cursor = l->next == l ? NULL : l->next;
+    l->prev->next = l->next;
+    l->next->prev = l->prev;
+}
+
+static void lane_free(RunQueue *q, Lane *l) {
+    ring_remove(q, l);
+    Lane **at = &l->program->lanes;
+    while (*at != l) at = &(*at)->program_next;
+    *at = l->program_next;
+    RedisModule_Free(l);
+}
+
+static Lane *lane_for(RunQueue *q, const Op *op) {
+    Program *p = op->program;
+    bool batchable = op->kind == OP_MODEL && p->batchsize > 0 && op->rows > 0 && op->rows < p->batchsize;
+    Lane *l = p->lanes;
+    while (l && !(l->batchable == batchable && (!batchable || may_share(l->head, op)))) l = l->program_next;
+    if (l) return l;
+    l = RedisModule_Calloc(1, sizeof(*l));
+    l->program = p;
+    l->batchable = batchable;
+    l->program_next = p->lanes;
+    p->lanes = l;
+    ring_insert(q, l);
+    return l;
+}
+
+static void lane_unlink(Lane *l, Op *op) {
+    if (op->prev) op->prev->next = op->next;
+    else l->head = op->next;
+    if (op->next) op->next->prev = op->prev;
+    else l->tail = op->prev;
+    l->count--;
+    l->rows -= op->rows;
+    op->lane = NULL;
+    op->prev = op->next = NULL;
+}
+
+/* ---- when a lane is due --------------------------------------------------------------------------------------------------- */
+
+bool batch_due(BatchLimits limits, int64_t rows, int64_t oldest_us, int64_t now, int64_t *next_due) {
+    *next_due = INT64_MAX;
+    if (rows >= limits.batchsize || rows >= limits.minbatchsize) return true;
+    if (limits.minbatchtimeout_us <= 0) return false; /* waits for company as long as it takes */
+    if (now - oldest_us > limits.minbatchtimeout_us) return true;
+    *next_due = oldest_us + limits.minbatchtimeout_us + 1;
+    return false;
+}
+
+static bool lane_due(const Lane *l, int64_t now, int64_t *next_due) {
+    const Program *p = l->program;
+    if (!l->batchable || p->dropped) return true;
+    int64_t wait_us = p->minbatchtimeout > INT64_MAX / 2000 ? INT64_MAX / 2 : p->minbatchtimeout * 1000;
+    return batch_due((BatchLimits){ p->batchsize, p->minbatchsize, wait_us }, l->rows, l->head->queued_us, now, next_due);
+}
+
+/* The next lane in the round that is due; NULL and when to look again. */
+static Lane *due_lane(RunQueue *q, int64_t now, int64_t *look_again) {
+    *look_again = INT64_MAX;
+    Lane *l = q->cursor;
+    if (!l) return NULL;
+    do {
+        int64_t next;
+        if (lane_due(l, now, &next)) return l;
+        if (next < *look_again) *look_again = next;
+        l = l->next;
+    } while (l != q->cursor);
+    return NULL;
+}
+
+/* ---- push and remove ------------------------------------------------------------------------------------------------------ */
+
+void runqueue_push(RunQueue *q, Op *op, int64_t now) {
+    op->rows = op->kind == OP_MODEL ? rows_of(op) : 0;
+    op->queued_us = now;
+    op->state = OP_QUEUED;
+    Lane *l = lane_for(q, op);
+    op->lane = l;
+    op->prev = l->tail;
+    if (l->tail) l->tail->next = op;
+    else l->head = op;
+    l->tail = op;
+    l->count++;
+    l->rows += op->rows;
+    q->length++;
+    if (q->idle) pthread_cond_signal(&q->ready); /* the sleeper decides whether it is due */
+}
+
+void runqueue_remove(Op *op) {
+    RunQueue *q = op->program->queue;
+    Lane *l = op->lane;
+    lane_unlink(l, op);
+    q->length--;
+    op->state = OP_WAITING;
+    if (!l->count) lane_free(q, l);
+}
+
+/* ---- pop ------------------------------------------------------------------------------------------------------------------ */
+
+static int ops_to_take(const Lane *l) {
+    if (!l->batchable) return 1;
+    int64_t rows = 0;
+    int n = 0;
+    for (const Op *op = l->head; op && rows < l->program->batchsize; op = op->next, n++) rows += op->rows;
+    return n;
+}
+
+static void count_batch(Stats *s, int n, int64_t waited_us) {
+    int bucket = 0;
+    while (bucket < 15 && (n >> (bucket + 1))) bucket++;
+    atomic_fetch_add_explicit(&s->batches, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&s->batched_rows, n, memory_order_relaxed);
+    atomic_fetch_add_explicit(&s->wait_us, waited_us, memory_order_relaxed);
+    atomic_fetch_add_explicit(&s->batch_sizes[bucket], 1, memory_order_relaxed);
+}
+
+static Batch *batch_new(int n) {
+    Batch *b = RedisModule_Alloc(sizeof(*b) + (size_t)n * sizeof(Op *));
+    memset(b, 0, sizeof(*b));
+    b->ops = (Op **)(b + 1);
+    b->n = n;
+    return b;
+}
+
+static Batch *lane_take(RunQueue *q, Worker *w, Lane *l, int64_t now) {
+    Batch *b = batch_new(ops_to_take(l));
+    int64_t waited = 0;
+    b->queue = q;
+    b->worker = w;
+    b->program = program_ref(l->program);
+    for (int i = 0; i < b->n; i++) {
+        Op *op = b->ops[i] = l->head;
+        lane_unlink(l, op);
+        op->state = OP_RUNNING;
+        op->job->queued--;
+        op->job->running++;
+        b->rows += op->rows;
+        waited += now - op->queued_us;
+    }
+    q->length -= b->n;
+    q->cursor = l->next; /* whoever comes next in the round */
+    if (!l->count) lane_free(q, l);
+    count_batch(&b->program->stats, b->n, waited);
+    w->running = b->program;
+    w->run_started_us = now;
+    w->overdue_seen = false;
+    b->started_us = now;
+    return b;
+}
+
+static void wait_for_work(RunQueue *q, int64_t until_us) {
+    q->idle++;
+    if (until_us == INT64_MAX) {
+        pthread_cond_wait(&q->ready, &ai_lock);
+    } else {
+        struct timespec t = { until_us / 1000000, until_us % 1000000 * 1000 };
+        pthread_cond_timedwait(&q->ready, &ai_lock, &t);
+    }
+    q->idle--;
+}
+
+Batch *runqueue_pop(RunQueue *q, Worker *w) {
+    Batch *b = NULL;
+    pthread_mutex_lock(&ai_lock);
+    w->run_started_us = 0;
+    w->running = NULL;
+    while (!ai_closing) {
+        int64_t now = now_us(), look_again;
+        Lane *l = due_lane(q, now, &look_again);
+        if (l) {
+            b = lane_take(q, w, l, now);
+            if (q->length && q->idle) pthread_cond_signal(&q->ready); /* there may be work for another */
+            break;
+        }
+        wait_for_work(q, look_again);
+    }
+    pthread_mutex_unlock(&ai_lock);
+    if (b) watch_started(b->program);
+    return b;
+}
+
+Worker *runqueue_attach(RunQueue *q, unsigned long thread) {
+    Worker *w = RedisModule_Calloc(1, sizeof(*w));
+    w->thread = thread;
+    pthread_getcpuclockid(pthread_self(), &w->cpu_clock);
+    pthread_mutex_lock(&ai_lock);
+    Worker **end = &q->workers;
+    while (*end) end = &(*end)->next;
+    *end = w;
+    q->nworkers++;
+    pthread_mutex_unlock(&ai_lock);
+    return w;
+}
+
+void runqueues_close(void) {
+    pthread_mutex_lock(&ai_lock);
+    ai_closing = true;
+    for (RunQueue *q = runqueues; q; q = q->next) pthread_cond_broadcast(&q->ready);
+    pthread_mutex_unlock(&ai_lock);
+}
+
+/* ---- what a worker does with a batch --------------------------------------------------------------------------------------- */
+
+const char *batch_gather(Batch *b, int input, Tensor **into) {
+    const char *error = NULL;
+    if (b->n == 1) {
+        Op *op = b->ops[0];
+        *into = tensor_ref(op->job->plan.slots[op->in[input]]);
+        return NULL;
+    }
+    Tensor **parts = RedisModule_Alloc((size_t)b->n * sizeof(*parts));
+    for (int i = 0; i < b->n; i++) parts[i] = b->ops[i]->job->plan.slots[b->ops[i]->in[input]];
+    *into = tensor_concat(parts, b->n, &error);
+    RedisModule_Free(parts);
+    return *into ? NULL : error;
+}
+
+/* Hands each op its slots. Slots of a running op are touched by nobody else until job_op_done, so no lock is needed. */
+static const char *scatter_one(Tensor *output, int k, Batch *b) {
+    int64_t from = 0;
+    for (int i = 0; i < b->n; i++) {
+        Op *op = b->ops[i];
+        const char *error = NULL;
+        if (k >= op->nout) continue;
+        Tensor *part = b->n == 1 ? tensor_ref(output) : tensor_rows(output, from, op->rows, &error);
+        if (!part) return error;
+        op->job->plan.slots[op->out[k]] = part;
+        from += op->rows;
+    }
+    return NULL;
+}
+
+static const char *scatter(Batch *b, Tensor **outputs, int n) {
+    const char *error = NULL;
+    for (int k = 0; k < n && !error; k++)
+        if (outputs[k]) error = scatter_one(outputs[k], k, b);
+    return error;
+}
+
+static void count_op(const Op *op, int64_t duration_us, bool failed) {
+    Tensor *first = !failed && op->nout ? op->job->plan.slots[op->out[0]] : NULL;
+    program_count(op->program, failed ? 0 : duration_us, first && first->ndim ? first->dims[0] : 0, failed);
+}
+
+void program_count(Program *p, int64_t duration_us, int64_t samples, bool failed) {
+    atomic_fetch_add_explicit(&p->stats.calls, 1, memory_order_relaxed);
+    if (failed) atomic_fetch_add_explicit(&p->stats.errors, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&p->stats.duration_us, duration_us, memory_order_relaxed);
+    atomic_fetch_add_explicit(&p->stats.samples, samples, memory_order_relaxed);
+}
+
+/* Ends every op of the batch, then hands over the jobs that ended with it, and frees the batch. */
+static void batch_end(Batch *b, const char *error, int64_t duration_us) {
+    Job *ended = NULL, **tail = &ended;
+    for (int i = 0; i < b->n; i++) count_op(b->ops[i], duration_us, error != NULL);
+    pthread_mutex_lock(&ai_lock);
+    for (int i = 0; i < b->n; i++) {
+        Job *job = b->ops[i]->job;
+        if (!job_op_done(job, b->ops[i], error ? text("%s", error) : NULL)) continue;
+        job->next = NULL;
+        *tail = job;
+        tail = &job->next;
+    }
+    pthread_mutex_unlock(&ai_lock);
+    while (ended) {
+        Job *job = ended;
+        ended = job->next;
+        job->next = NULL;
+        job_finish(job);
+    }
+    program_unref(b->program);
+    RedisModule_Free(b);
+}
+
+void batch_finish(Batch *b, Tensor **outputs, int n, int64_t duration_us) {
+    const char *error = scatter(b, outputs, n);
+    for (int k = 0; k < n; k++) tensor_unref(outputs[k]);
+    batch_end(b, error, duration_us);
+}
+
+void batch_fail(Batch *b, const char *error) { batch_end(b, error, 0); }
+
+void batch_split(Batch *b, Batch **into) {
+    for (int i = 0; i < b->n; i++) {
+        into[i] = batch_new(1);
+        into[i]->queue = b->queue;
+        into[i]->worker = b->worker;
+        into[i]->program = program_ref(b->program);
+        into[i]->ops[0] = b->ops[i];
+        into[i]->rows = b->ops[i]->rows;
+        into[i]->started_us = b->started_us;
+    }
+    program_unref(b->program);
+    RedisModule_Free(b);
+}
