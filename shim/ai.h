@@ -57,7 +57,9 @@ bool slice_to_int(Slice s, int64_t *out);  /* Redis's own strict integer grammar
 char *slice_dup(Slice s);                  /* NUL-terminated copy, RedisModule_Alloc'ed */
 char *text(const char *format, ...) __attribute__((format(printf, 1, 2))); /* formatted, RedisModule_Alloc'ed */
 
-/* Any thread: gives up a reference that RetainString took; the holder's next strings_drain() frees it. */
+/* Holder: takes a reference that outlives the command. The result may be another string than `s`. */
+RedisModuleString *strings_keep(RedisModuleString *s);
+/* Any thread: gives up such a reference; the holder's next strings_drain() frees it. */
 void strings_drop(RedisModuleString *s);
 void strings_drain(void); /* holder only */
 
