@@ -19,8 +19,8 @@ import click
 
 from .address import Address, RefusedError, address, address_options
 from .output import write
-from .replies import FORMATS
-from .resp import Connection, Failure, Status
+from .replies import FORMATS, raw
+from .resp import Connection, Failure, Status, Verbatim
 from .words import split
 
 #: Commands after which the server goes on sending.
@@ -114,8 +114,8 @@ class Printer:
     def __call__(self, reply: Any, text: bool = False) -> None:
         """`text`: show a string as it is, with its own last newline if it has one (not in JSON)."""
         self.failed |= isinstance(reply, Failure)
-        if text and self.form != "json" and isinstance(reply, bytes):
-            write(reply.removesuffix(b"\n") + b"\n")
+        if text and self.form != "json" and isinstance(reply, bytes | Verbatim):
+            write(raw(reply).removesuffix(b"\n") + b"\n")
         else:
             write(FORMATS[self.form](reply))
 

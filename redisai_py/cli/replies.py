@@ -65,9 +65,21 @@ def indexed(kind: str, items: list[Any], prefix: bytes) -> bytes:
         line = (b"" if number == 1 else prefix) + b"%*d" % (width, number) + SIGNS[kind]
         line += for_terminal(items[at], inner)
         if kind == "hash":
-            line = line[:-1] + b" => " + for_terminal(items[at + 1], inner)
+            line = line[:-1] + b" => " + map_value(items[at + 1], inner)
         lines.append(line)
     return b"".join(lines)
+
+
+def map_value(value: Any, prefix: bytes) -> bytes:
+    """A collection of several items under a map's key begins on a line of its own."""
+    match value:
+        case list() as items:
+            count = len(items)
+        case Collection(kind, items):
+            count = len(items) // (2 if kind == "hash" else 1)
+        case _:
+            count = 0
+    return (b"\n" + prefix if count > 1 else b"") + for_terminal(value, prefix)
 
 
 # ---- for a pipe --------------------------------------------------------------------------------------------------------------------
