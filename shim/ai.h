@@ -16,6 +16,10 @@
 #ifndef AI_H
 #define AI_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* pthread_setname_np, pthread_getcpuclockid, dladdr */
+#endif
+
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -54,6 +58,7 @@ bool mul_overflow(size_t a, size_t b, size_t *out);
 Slice slice_of(const RedisModuleString *s);
 bool slice_is(Slice s, const char *upper); /* case-insensitive comparison with an upper-case word */
 bool slice_to_int(Slice s, int64_t *out);  /* Redis's own strict integer grammar: no blanks, signs other than '-', leading zeros */
+bool slice_to_double(Slice s, double *out); /* Redis's own grammar: decimal, hexadecimal, inf; no nan, no blanks, in range */
 char *slice_dup(Slice s);                  /* NUL-terminated copy, RedisModule_Alloc'ed */
 char *text(const char *format, ...) __attribute__((format(printf, 1, 2))); /* formatted, RedisModule_Alloc'ed */
 
@@ -195,6 +200,8 @@ Program *program_ref(Program *p);
 void program_unref(Program *p); /* any thread; the last one tells the loader to close the session */
 void program_list(Program *p, RedisModuleString *key, int db); /* now in the keyspace; holder */
 void program_unlist(Program *p);                              /* no longer; any thread */
+/* Every listed program, newest first. `fn` runs under the list's lock: it takes references and nothing else. Any thread. */
+void programs_each(void (*fn)(Program *p, void *u), void *u);
 Program *program_lookup(RedisModuleCtx *ctx, RedisModuleString *key, ProgramKind kind, const char **error); /* borrowed; holder */
 /* Writes under a type-checked key (takes over the caller's reference), lists it, drops a TTL. Holder only. */
 int program_store(RedisModuleCtx *ctx, RedisModuleString *keyname, RedisModuleKey *key, Program *p);
@@ -297,7 +304,8 @@ typedef struct Job {
     int running;                  /* ops in the hands of workers */
     int queued;                   /* ops in run queues */
     bool failed;                  /* an op failed: no other is started, nothing is written */
-    bool timed_out, finished;
+    bool timed_out, finished, started;
+    bool programs_open;           /* every program of the plan was opened or given up */
     Program *waits_for;           /* whose opening it waits for; borrowed from its plan */
     int64_t deadline_us;          /* 0 = none */
     int heap_at;                  /* place in the deadline heap, -1 = not in it */
@@ -320,7 +328,8 @@ void jobs_expire(int64_t now, int64_t *next_due); /* timer */
 /* Holder: parks or releases finished jobs as writes are paused or not (see reply.c). */
 void jobs_pause_check(void);
 void job_wait_open(RedisModuleCtx *ctx, Job *job); /* JOB_GET, holder: blocks until job->program is open or failed */
-void program_opened_locked(Program *p);            /* under ai_lock: sends off what waited for it */
+void program_opened_locked(Program *p, Job **ended); /* under ai_lock: sends off what waited for it; those that ended go before *ended */
+void jobs_finish(Job *ended);                        /* job_finish for a list, no lock held */
 
 /* ---- reply.c: the reply phase, on the main thread ------------------------------------------------------------------- */
 
@@ -373,6 +382,7 @@ typedef struct Batch {
     Op **ops;
     int64_t rows;         /* 0 when n == 1 and rows are not known */
     int64_t started_us;
+    bool retry;           /* one op of a batch that failed as a whole */
 } Batch;
 
 typedef struct BatchLimits {
@@ -397,6 +407,7 @@ void batch_finish(Batch *b, Tensor **outputs, int n, int64_t duration_us);
 void batch_fail(Batch *b, const char *error);
 /* Splits a failed batch into batches of one op each, for a retry; `into` has room for b->n. The batch itself is freed. */
 void batch_split(Batch *b, Batch **into);
+void batch_restart(Batch *b); /* a retry begins now: the watchdog counts from here */
 void runqueues_close(void);
 
 /* ---- loader.c: the inbox of the Python loader thread ----------------------------------------------------------------- */
@@ -426,14 +437,15 @@ const char *loader_backend_version(Backend b); /* NULL when it is not loaded */
 
 /* ---- timer.c --------------------------------------------------------------------------------------------------------- */
 
-void timer_start(void);
+int timer_start(void); /* 0, or an errno */
 void timer_wake(int64_t due); /* under ai_lock: something is due earlier than the timer knows */
 void heap_push(Job *job);     /* under ai_lock */
-void heap_remove(Job *job);
+void heap_remove(Job *job);   /* under ai_lock; also when it is not in the heap */
+Job *heap_first(void);        /* under ai_lock; NULL when empty */
 
 /* Watchdog, a Python thread without the GIL: waits until a run is past MODEL_EXECUTION_TIMEOUT. False when closing. */
 bool watch_overdue(unsigned long *thread, uint64_t *program, char **key);
-void watch_started(Program *p); /* worker, no lock held: a run began; wakes the watchdog when it sleeps without a due time */
+void watch_started(void); /* worker, no lock held: a run began; wakes the watchdog when it sleeps without a due time */
 
 /* ---- redis_call.c: redis.execute ------------------------------------------------------------------------------------- */
 
@@ -453,7 +465,9 @@ Program *redis_model(Job *job, Slice key, const char **error);
 
 /* ---- persist.c: RDB, AOF and the other callbacks of the three data types -------------------------------------------- */
 
-int persist_register(RedisModuleCtx *ctx);
+int persist_register(RedisModuleCtx *ctx); /* types, their callbacks and the module's options; logs and returns ERR when it cannot */
+/* Asks the loader for every program in the keyspace that is not open yet: after loading has ended on a master, and on promotion. Holder. */
+void persist_open_all(void);
 
 /* ---- config.c, stats.c ----------------------------------------------------------------------------------------------- */
 
@@ -467,6 +481,7 @@ typedef struct Config {
     char *backends_path;                           /* shown, never opened */
     char *python;                                  /* load argument PYTHON, or NULL */
     bool eager[BACKEND_COUNT];                     /* named as load arguments */
+    char *backend_path[BACKEND_COUNT];             /* what the client or the load argument called it: for the log line, never opened */
 } Config;
 extern Config config;
 int config_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
@@ -477,6 +492,7 @@ extern _Atomic int64_t onnx_memory, onnx_memory_accesses; /* counted by the ONNX
 extern _Atomic int64_t jobs_in_flight, loads_failed, loads_done, jobs_timed_out, jobs_gone;
 extern char python_version[64];
 extern bool ai_enterprise;
+extern const char *ai_git_sha; /* for INFO; set at load */
 
 /* ---- interp.c: the interpreter --------------------------------------------------------------------------------------- */
 

@@ -7,8 +7,12 @@
  *    Emptying an empty list is one load, because every command begins with it. */
 #include "ai.h"
 
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 /* ---- sizes ----------------------------------------------------------------------------------------------------------- */
 
@@ -60,6 +64,28 @@ bool slice_to_int(Slice s, int64_t *out) {
     if (v > (uint64_t)INT64_MAX + negative) return false;
     *out = negative ? (int64_t)(0 - v) : (int64_t)v;
     return true;
+}
+
+/* strtod, which wants a closing NUL that a slice need not have. */
+static double to_double(const char *digits, size_t n, bool *whole) {
+    char *end;
+    errno = 0;
+    double v = strtod(digits, &end);
+    bool out_of_range = errno == ERANGE && (v == HUGE_VAL || v == -HUGE_VAL || v == 0);
+    *whole = end == digits + n && !out_of_range && !isnan(v);
+    return v;
+}
+
+bool slice_to_double(Slice s, double *out) {
+    char few[64], *digits = few;
+    bool ok = false;
+    if (s.n == 0 || isspace((unsigned char)s.p[0])) return false;
+    if (s.n >= sizeof few) digits = RedisModule_Alloc(s.n + 1);
+    memcpy(digits, s.p, s.n);
+    digits[s.n] = '\0';
+    *out = to_double(digits, s.n, &ok);
+    if (digits != few) RedisModule_Free(digits);
+    return ok;
 }
 
 char *slice_dup(Slice s) {

@@ -90,6 +90,7 @@ enum { REPLY_UNKNOWN = -1, REPLY_STRING, REPLY_ERROR, REPLY_INTEGER, REPLY_ARRAY
        REPLY_BOOL, REPLY_DOUBLE, REPLY_BIG_NUMBER, REPLY_VERBATIM };
 
 enum { EVENT_ROLE_CHANGED = 0, EVENT_FLUSHDB = 2, EVENT_LOADING = 3, EVENT_SHUTDOWN = 5, EVENT_CRON_LOOP = 8, EVENT_EVENTLOOP = 15 };
+enum { NOTIFY_GENERIC = 1 << 2 };
 enum { LOADING_ENDED = 3, LOADING_FAILED = 4 };
 enum { ROLE_NOW_MASTER = 0, ROLE_NOW_REPLICA = 1 };
 enum { EVENTLOOP_BEFORE_SLEEP = 0 };
@@ -127,6 +128,7 @@ enum { EVENTLOOP_BEFORE_SLEEP = 0 };
     R(void, CloseKey, (RedisModuleKey *), "CloseKey") \
     R(int, KeyType, (RedisModuleKey *), "KeyType") \
     R(int, DeleteKey, (RedisModuleKey *), "DeleteKey") \
+    R(long long, GetExpire, (RedisModuleKey *), "GetExpire") \
     R(int, SetExpire, (RedisModuleKey *, long long), "SetExpire") \
     R(RedisModuleType *, CreateDataType, (RedisModuleCtx *, const char *, int, RedisModuleTypeMethods *), "CreateDataType") \
     R(int, ModuleTypeSetValue, (RedisModuleKey *, RedisModuleType *, void *), "ModuleTypeSetValue") \
