@@ -460,6 +460,10 @@ typedef struct ReplyNode { /* a reply copied out of Redis, so that Python object
 } ReplyNode;
 /* Worker, without the GIL and without ai_lock: runs a command in the job's database with its user's rights. The tree lives in `arena`. */
 void redis_execute(Job *job, const Slice *argv, int argc, Arena *arena, ReplyNode *reply);
+/* Name of the user who sent the command that runs now; a reference for the caller, NULL when unknown. Holder, in a command handler that may
+ * block: elsewhere the server crashes on the question. */
+RedisModuleString *redis_caller(RedisModuleCtx *ctx);
+extern bool ai_nested_call; /* under the Redis lock: the command that runs now was called by redis.execute */
 /* Takes a reference on the model `key` of the job's database; NULL and a static error. Worker, takes the Redis lock. */
 Program *redis_model(Job *job, Slice key, const char **error);
 

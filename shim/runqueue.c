@@ -210,6 +210,12 @@ static Batch *batch_new(int n) {
     return b;
 }
 
+static void worker_runs(Worker *w, Program *p, int64_t now) {
+    w->running = p;
+    w->run_started_us = now;
+    w->overdue_seen = false;
+}
+
 static Batch *lane_take(RunQueue *q, Worker *w, Lane *l, int64_t now) {
     Batch *b = batch_new(ops_to_take(l));
     int64_t waited = 0;
@@ -229,9 +235,7 @@ static Batch *lane_take(RunQueue *q, Worker *w, Lane *l, int64_t now) {
     q->cursor = l->next; /* whoever comes next in the round */
     if (!l->count) lane_free(q, l);
     count_batch(&b->program->stats, b->n, waited);
-    w->running = b->program;
-    w->run_started_us = now;
-    w->overdue_seen = false;
+    worker_runs(w, b->program, now);
     b->started_us = now;
     return b;
 }
@@ -250,8 +254,6 @@ static void wait_for_work(RunQueue *q, int64_t until_us) {
 Batch *runqueue_pop(RunQueue *q, Worker *w) {
     Batch *b = NULL;
     pthread_mutex_lock(&ai_lock);
-    w->run_started_us = 0;
-    w->running = NULL;
     while (!ai_closing) {
         int64_t now = now_us(), look_again;
         Lane *l = due_lane(q, now, &look_again);
@@ -263,7 +265,7 @@ Batch *runqueue_pop(RunQueue *q, Worker *w) {
         wait_for_work(q, look_again);
     }
     pthread_mutex_unlock(&ai_lock);
-    if (b) watch_started(b->program);
+    if (b) watch_started();
     return b;
 }
 
@@ -342,6 +344,7 @@ static void batch_end(Batch *b, const char *error, int64_t duration_us) {
     Job *ended = NULL, **tail = &ended;
     for (int i = 0; i < b->n; i++) count_op(b->ops[i], duration_us, error != NULL);
     pthread_mutex_lock(&ai_lock);
+    worker_runs(b->worker, NULL, 0);
     for (int i = 0; i < b->n; i++) {
         Job *job = b->ops[i]->job;
         if (!job_op_done(job, b->ops[i], error ? text("%s", error) : NULL)) continue;
@@ -350,12 +353,7 @@ static void batch_end(Batch *b, const char *error, int64_t duration_us) {
         tail = &job->next;
     }
     pthread_mutex_unlock(&ai_lock);
-    while (ended) {
-        Job *job = ended;
-        ended = job->next;
-        job->next = NULL;
-        job_finish(job);
-    }
+    jobs_finish(ended);
     program_unref(b->program);
     RedisModule_Free(b);
 }
@@ -376,8 +374,16 @@ void batch_split(Batch *b, Batch **into) {
         into[i]->program = program_ref(b->program);
         into[i]->ops[0] = b->ops[i];
         into[i]->rows = b->ops[i]->rows;
-        into[i]->started_us = b->started_us;
+        into[i]->retry = true;
     }
     program_unref(b->program);
     RedisModule_Free(b);
+}
+
+void batch_restart(Batch *b) {
+    pthread_mutex_lock(&ai_lock);
+    b->started_us = now_us();
+    worker_runs(b->worker, b->program, b->started_us);
+    pthread_mutex_unlock(&ai_lock);
+    watch_started();
 }
