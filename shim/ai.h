@@ -183,7 +183,9 @@ typedef struct Program {
     _Atomic bool names_known;          /* inputs and outputs may be read */
     struct RunQueue *queue;            /* of the device; set at creation, never freed */
     Stats stats;
-    char *_Atomic key;                 /* name it was stored under (for AI._MODELSCAN and log lines) */
+    char *_Atomic key;                 /* its name, for the scans and log lines; NULL = not known. Written by the holder under ai_lock,
+                                          after a RENAME as well: who is not the holder copies it under ai_lock */
+    size_t key_len;                    /* as key */
     int db;
     /* under ai_lock */
     uint8_t state;                     /* ProgramState */

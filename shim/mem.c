@@ -14,7 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* ---- sizes ----------------------------------------------------------------------------------------------------------- */
+/* ---- sizes --------------------------------------------------------------------------------------------------------- */
 
 /* Servers without RM_TryAlloc abort where malloc fails; none fails below this. */
 enum { SURE_BITS = 40 };
@@ -29,7 +29,7 @@ bool mul_overflow(size_t a, size_t b, size_t *out) {
     return __builtin_mul_overflow(a, b, out);
 }
 
-/* ---- slices ---------------------------------------------------------------------------------------------------------- */
+/* ---- slices -------------------------------------------------------------------------------------------------------- */
 
 Slice slice_of(const RedisModuleString *s) {
     Slice slice;
@@ -107,7 +107,7 @@ char *text(const char *format, ...) {
     return out;
 }
 
-/* ---- Redis strings whose last use may end on any thread ----------------------------------------------------------------- */
+/* ---- Redis strings whose last use may end on any thread ------------------------------------------------------------ */
 
 typedef struct Dropped {
     RedisModuleString *string;
@@ -140,7 +140,7 @@ void strings_drain(void) {
     }
 }
 
-/* ---- arena -------------------------------------------------------------------------------------------------------------- */
+/* ---- arena --------------------------------------------------------------------------------------------------------- */
 
 /* The first block holds a common command's plan; later ones grow with the job, so that a long command takes few. */
 enum { ARENA_FIRST = 1024 - 32, ARENA_MAX = 64 * 1024 };
@@ -185,7 +185,7 @@ void arena_free(Arena *a) {
     *a = (Arena){0};
 }
 
-/* ---- blobs -------------------------------------------------------------------------------------------------------------- */
+/* ---- blobs --------------------------------------------------------------------------------------------------------- */
 
 Blob *blob_new(size_t len) {
     if (len > SIZE_MAX / 2) return NULL;
@@ -205,7 +205,7 @@ void blob_unref(Blob *b) {
     if (b && atomic_fetch_sub_explicit(&b->refs, 1, memory_order_acq_rel) == 1) RedisModule_Free(b);
 }
 
-/* ---- names -------------------------------------------------------------------------------------------------------------- */
+/* ---- names --------------------------------------------------------------------------------------------------------- */
 
 Names names_new(int n, const Slice *items) {
     if (n == 0) return (Names){0, NULL};

@@ -47,7 +47,7 @@ bool dtype_parse(Slice name, Dtype *out) {
     return d < T_COUNT;
 }
 
-/* ---- the value ---------------------------------------------------------------------------------------------------------- */
+/* ---- the value ----------------------------------------------------------------------------------------------------- */
 
 /* A dim of 0 counts as 1 in the bound, so that no product of some dims (a stride) overflows where the length does not. */
 static bool extend(int64_t *length, int64_t *bound, int64_t dim) {
@@ -149,7 +149,7 @@ bool tensor_index_strings(Tensor *t) {
     return p == end;
 }
 
-/* ---- rows of dim 0 -------------------------------------------------------------------------------------------------------- */
+/* ---- rows of dim 0 ------------------------------------------------------------------------------------------------- */
 
 static int64_t row_length(const Tensor *t) {
     int64_t n = 1;
@@ -209,7 +209,7 @@ Tensor *tensor_concat(Tensor *const *parts, int n, const char **error) {
     return whole;
 }
 
-/* ---- AI.TENSORSET: arguments -> tensor -------------------------------------------------------------------------------------- */
+/* ---- AI.TENSORSET: arguments -> tensor ----------------------------------------------------------------------------- */
 
 typedef struct Spec { /* what the words say, before a byte of data is looked at */
     Dtype dtype;
@@ -371,7 +371,7 @@ static Tensor *parse_command(RedisModuleCtx *ctx, RedisModuleString **argv, int 
     return t;
 }
 
-/* ---- keys ----------------------------------------------------------------------------------------------------------------- */
+/* ---- keys ---------------------------------------------------------------------------------------------------------- */
 
 static bool may_hold_tensor(RedisModuleKey *key) {
     return RedisModule_KeyType(key) == REDISMODULE_KEYTYPE_EMPTY || RedisModule_ModuleTypeGetType(key) == ai_tensor_type;
@@ -415,7 +415,7 @@ void tensor_replicate(RedisModuleCtx *ctx, RedisModuleString *key, Tensor *t) {
     for (int i = 0; i < t->ndim; i++) RedisModule_FreeString(NULL, dims[i]);
 }
 
-/* ---- AI.TENSORSET ----------------------------------------------------------------------------------------------------------- */
+/* ---- AI.TENSORSET -------------------------------------------------------------------------------------------------- */
 
 /* A wrong argument, unless the key is wrong as well: that comes first. */
 static int refuse(RedisModuleCtx *ctx, RedisModuleString *name, const char *error) {
@@ -448,7 +448,7 @@ int cmd_tensorset(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     return RedisModule_ReplyWithSimpleString(ctx, "OK");
 }
 
-/* ---- AI.TENSORGET ----------------------------------------------------------------------------------------------------------- */
+/* ---- AI.TENSORGET -------------------------------------------------------------------------------------------------- */
 
 const char *tensor_get_options(const Slice *argv, int argc, int *show) {
     *show = 0;
