@@ -82,8 +82,8 @@ static const char no_memory[] = "memory is short";
 static bool loading(void) { return RedisModule_GetContextFlags(NULL) & CTX_LOADING; }
 static bool replica(void) { return RedisModule_GetContextFlags(NULL) & CTX_SLAVE; }
 
-/* A server's own file loads whatever its size; what a client restores obeys the limits of the commands that store. */
-static size_t byte_limit(int64_t configured) { return loading() ? SIZE_MAX : (size_t)configured; }
+/* A server's own file and what its master sends load whatever their size; what a client restores obeys the limits of the commands. */
+static size_t byte_limit(int64_t configured) { return loading() || replica() ? SIZE_MAX : (size_t)configured; }
 
 static Blob *blob_of(Reader *r, Slice s, size_t limit) {
     if (r->wrong) return NULL;
@@ -95,7 +95,8 @@ static Blob *blob_of(Reader *r, Slice s, size_t limit) {
     return b;
 }
 
-/* A total and its chunks, however they were cut; chunks may be empty. */
+/* A total and its chunks, however they were cut; chunks may be empty. A total that lies costs address space until the end of this
+ * function, in which nobody else can see it. */
 static Blob *read_chunks(Reader *r, size_t limit) {
     size_t total = read_number(r, limit, "it is larger than allowed"), have = 0;
     uint64_t chunks = read_number(r, UINT64_MAX, "");
