@@ -23,7 +23,7 @@ import redis
 from tour import tour
 
 from redisai_py.cli.serve import arguments
-from redisai_py.install import Server, find_server, module_path
+from redisai_py.install import Server, ServerNotFoundError, find_server, module_path
 
 START_SECONDS = 120.0
 
@@ -97,13 +97,15 @@ def main(argv: Sequence[str]) -> int:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, stop)
     check_port(options.port)
-    server = find_server()
-    print(f"{server} ({server.path}) with {module_path()}", flush=True)
     try:
+        server = find_server()
+        print(f"{server} ({server.path}) with {module_path()}", flush=True)
         with running(server, options.port) as process:
             tour(redis.Redis(port=options.port), options.port)
             if not options.once:
                 stay(process, options.port)
+    except (ServerNotFoundError, FileNotFoundError) as error:
+        fail(str(error))
     except KeyboardInterrupt:
         print()
     return 0
