@@ -21,7 +21,7 @@ from redisai_py.cli.resp import Collection, Failure, Number, Status, Verbatim
 from redisai_py.cli.words import split
 from redisai_py.install import ServerNotFoundError, find_server
 
-TABLE: list[tuple[Any, str, str, Any]] = [
+TABLE: list[tuple[Any, str, str | None, Any]] = [
     # reply, for a terminal, raw, JSON
     (Status(b"OK"), "OK\n", "OK", "OK"),
     (Failure(b"ERR no"), "(error) ERR no\n", "ERR no\n", {"error": "ERR no"}),
