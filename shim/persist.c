@@ -12,6 +12,8 @@
 
 #include <stdio.h>
 
+RedisModuleType *ai_tensor_type, *ai_model_type, *ai_script_type;
+
 enum {
     MAX_NAMES = 65536,     /* inputs, outputs or entry points of one program; an attacker's count ends here */
     EFFORT_UNIT = 1 << 16, /* bytes that count as one unit of work to free; Redis frees values of more than 64 units in the background */
@@ -80,10 +82,9 @@ static Names read_names(Reader *r) {
 static const char no_memory[] = "memory is short";
 
 static bool loading(void) { return RedisModule_GetContextFlags(NULL) & CTX_LOADING; }
-static bool replica(void) { return RedisModule_GetContextFlags(NULL) & CTX_SLAVE; }
 
 /* A server's own file and what its master sends load whatever their size; what a client restores obeys the limits of the commands. */
-static size_t byte_limit(int64_t configured) { return loading() || replica() ? SIZE_MAX : (size_t)configured; }
+static size_t byte_limit(int64_t configured) { return loading() || ai_is_replica ? SIZE_MAX : (size_t)configured; }
 
 static Blob *blob_of(Reader *r, Slice s, size_t limit) {
     if (r->wrong) return NULL;
@@ -279,10 +280,6 @@ static void want_open(Program *p) {
 /* Takes over nothing of `device` and `tag`. */
 static Program *make_program(Reader *r, ProgramKind kind, Backend backend, Slice device, Slice tag) {
     if (r->wrong) return NULL;
-    if (memchr(device.p, 0, device.n)) {
-        refuse(r, "a NUL inside its device");
-        return NULL;
-    }
     Program *p = program_new(kind, backend, device);
     if (p)
         p->tag = (Slice){slice_dup(tag), tag.n};
@@ -296,7 +293,7 @@ static void list_loaded(RedisModuleIO *io, Program *p) {
     const RedisModuleString *key = RedisModule_GetKeyNameFromIO ? RedisModule_GetKeyNameFromIO(io) : NULL;
     int db = RedisModule_GetDbIdFromIO ? RedisModule_GetDbIdFromIO(io) : 0;
     program_list(p, (RedisModuleString *)key, db < 0 ? 0 : db);
-    if (!loading() && !replica()) want_open(p);
+    if (!loading() && !ai_is_replica) want_open(p);
 }
 
 static int64_t read_size(Reader *r) { return (int64_t)read_number(r, INT64_MAX, "a negative size or timeout"); }
@@ -520,7 +517,7 @@ static Program *program_copy_to(const Program *from, const RedisModuleString *ke
         p->names_known = true;
     }
     program_list(p, (RedisModuleString *)key, db);
-    if (!loading() && !replica()) want_open(p);
+    if (!loading() && !ai_is_replica) want_open(p);
     return p;
 }
 

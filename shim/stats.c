@@ -10,9 +10,6 @@
 #include <unistd.h>
 
 _Atomic int64_t onnx_memory, onnx_memory_accesses;
-char python_version[64];
-bool ai_enterprise;
-const char *ai_git_sha = "unknown";
 
 int64_t now_us(void) {
     struct timespec t;
