@@ -7,6 +7,7 @@ PORT ?= 6379
 ONCE ?=
 ARGS ?=
 BUILD_TYPE ?= Release
+EXTRAS := all,cli,server
 export TORCH_INDEX ALLOW_CUDA
 
 VENV := .venv
@@ -24,7 +25,6 @@ help: ## Show the targets
 	@echo "Settings: PORT=6379  ONCE=1 (run: stop after the tour)  ARGS='-k name' (test)  BUILD_TYPE=ASAN|TSAN (build)"
 	@echo "          PYTHON=python3.11  TORCH_INDEX=<index of CPU builds>  ALLOW_CUDA=1"
 
-run: EXTRAS := all,cli,server
 run: build ## Install, build, start a server on PORT with example models, and show one inference of each
 	@$(PY) examples/run.py --port $(PORT) $(if $(ONCE),--once)
 
@@ -55,7 +55,7 @@ build: prepare ## Build the module into redisai_py/ (warnings are errors)
 prepare:
 	@$(if $(PYTHON),,echo "No Python 3.11 to 3.13 was found. On Debian and Ubuntu: apt-get install python3 python3-venv python3-dev"; exit 1)
 	@mkdir -p build
-	@$(PYTHON) tools/prepare.py --extras $(or $(EXTRAS),all,cli,server)
+	@$(PYTHON) tools/prepare.py --extras $(EXTRAS)
 
 clean: ## Remove what was built
 	rm -rf build dist redisai_py/*.so redisai_py/redisai.python .pytest_cache .ruff_cache .mypy_cache .hypothesis
