@@ -252,9 +252,14 @@ static Tensor *tensor_zeros(const Spec *s, const char **error) {
 }
 
 static bool all_bool(const char *p, size_t n) {
-    unsigned char seen = 0;
-    for (size_t i = 0; i < n; i++) seen |= (unsigned char)p[i];
-    return seen <= 1;
+    uint64_t seen = 0, eight;
+    size_t i = 0;
+    for (; i + sizeof eight <= n; i += sizeof eight) {
+        memcpy(&eight, p + i, sizeof eight);
+        seen |= eight;
+    }
+    for (; i < n; i++) seen |= (unsigned char)p[i];
+    return !(seen & ~UINT64_C(0x0101010101010101));
 }
 
 /* Whether the bytes can be this tensor's, as far as that shows before memory is taken: NULL, or what is wrong. */
