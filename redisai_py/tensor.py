@@ -22,7 +22,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "UINT16": np.dtype(np.uint16),
     "BOOL": np.dtype(np.bool_),
 }
-_KNOWN = frozenset(DTYPES.values())
+#: numpy dtype -> wire name
+WIRE_NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items()}
+_KNOWN = frozenset(WIRE_NAMES)
 
 
 def to_array(tensor: TensorView) -> np.ndarray[Any, Any]:
@@ -40,3 +42,30 @@ def check_outputs(outputs: Sequence[Any], where: str) -> Sequence[Any]:
         if output is not None and output.dtype not in _KNOWN and output.dtype != object:
             raise BackendError(f"ERR {where} returned a tensor of type {output.dtype}, which has no RedisAI dtype")
     return outputs
+
+
+class ArrayTensor:
+    """A numpy array dressed as a `TensorView`: what a script hands to a model.
+
+    Numeric arrays must be C-contiguous; an object array of bytes is a STRING tensor.
+    """
+
+    __slots__ = ("array", "dtype", "nbytes", "shape")
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.array = array
+        self.dtype = "STRING" if array.dtype == object else WIRE_NAMES[array.dtype]
+        self.shape: tuple[int, ...] = array.shape
+        self.nbytes: int = array.nbytes
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return self.array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def strings(self) -> list[bytes]:
+        return [item if isinstance(item, bytes) else str(item).encode() for item in self.array.ravel()]

@@ -46,6 +46,7 @@ extern RedisModuleType *ai_tensor_type, *ai_model_type, *ai_script_type;
 extern int ai_server_version;   /* 0x00MMmmpp; read at load */
 extern bool ai_can_trim;        /* argument strings may be kept instead of copied (see tensor.c) */
 extern _Atomic bool ai_closing; /* set by the Shutdown event; workers finish what they hold and take no more */
+extern _Atomic bool ai_is_replica; /* follows the role; read by any thread */
 
 #define ai_log(level, ...) RedisModule_Log(NULL, level, __VA_ARGS__)
 int64_t now_us(void); /* CLOCK_MONOTONIC, microseconds */
@@ -60,7 +61,7 @@ bool slice_is(Slice s, const char *upper); /* case-insensitive comparison with a
 bool slice_to_int(Slice s, int64_t *out);  /* Redis's own strict integer grammar: no blanks, signs other than '-', leading zeros */
 bool slice_to_double(Slice s, double *out); /* Redis's own grammar: decimal, hexadecimal, inf; no nan, no blanks, in range */
 char *slice_dup(Slice s);                  /* NUL-terminated copy, RedisModule_Alloc'ed */
-char *text(const char *format, ...) __attribute__((format(printf, 1, 2))); /* formatted, RedisModule_Alloc'ed */
+char *text(const char *format, ...) __attribute__((format(printf, 1, 2), nonnull(1))); /* formatted, RedisModule_Alloc'ed */
 
 /* Holder: takes a reference that outlives the command. The result may be another string than `s`. */
 RedisModuleString *strings_keep(RedisModuleString *s);
@@ -432,6 +433,8 @@ void loader_want(Program *p, bool now_needed);   /* under ai_lock: asks for the 
 void loader_opened(Program *p, Job *store, Names inputs, Names outputs); /* loader thread; takes over the names */
 void loader_failed(Program *p, Job *store, const char *error);
 void loader_join_blob(Job *job);              /* loader: argument strings -> program->blob; sets job->error when it cannot */
+/* Any thread that holds neither the GIL nor a lock: waits until `p` is open. NULL, or why it cannot be opened (text that lives as long as p). */
+const char *program_wait_open(Program *p);
 /* BACKEND done: version text for INFO, or NULL = could not be loaded. `job` may be NULL. */
 void loader_backend_done(Backend b, const char *version, Job *job);
 bool loader_backend_loaded(Backend b);
@@ -498,7 +501,6 @@ extern _Atomic int64_t onnx_memory, onnx_memory_accesses; /* counted by the ONNX
 extern _Atomic int64_t jobs_in_flight, loads_failed, loads_done, jobs_timed_out, jobs_gone;
 extern char python_version[64];
 extern bool ai_enterprise;
-extern const char *ai_git_sha; /* for INFO; set at load */
 
 /* ---- interp.c: the interpreter --------------------------------------------------------------------------------------- */
 
@@ -532,7 +534,6 @@ typedef struct Shim {
     bool (*watch_overdue)(unsigned long *, uint64_t *, char **);
     void (*redis_execute)(Job *, const Slice *, int, Arena *, ReplyNode *);
     Program *(*redis_model)(Job *, Slice, const char **);
-    void (*program_count)(Program *, int64_t duration_us, int64_t samples, bool failed);
     void (*arena_free)(Arena *);
     void *(*alloc)(size_t);
     void (*free)(void *);
@@ -541,7 +542,10 @@ typedef struct Shim {
     const Config *config;
     const char *const *backend_names;
     int64_t (*now_us)(void);
-    void (*set_python_version)(const char *);
+    RunQueue *(*runqueue_first)(void);
+    const char *(*program_wait_open)(Program *);
+    void (*batch_restart)(Batch *);
+    void (*program_count)(Program *, int64_t, int64_t, bool);
 } Shim;
 extern const Shim shim_table;
 

@@ -7,7 +7,7 @@
 
 static Message *inbox, **inbox_tail = &inbox;
 static int inbox_count;
-static pthread_cond_t inbox_ready = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t inbox_ready = PTHREAD_COND_INITIALIZER, opening_done = PTHREAD_COND_INITIALIZER;
 static char *_Atomic versions[BACKEND_COUNT]; /* of loaded backends; set once */
 
 _Atomic int64_t loads_done, loads_failed;
@@ -75,6 +75,7 @@ static void opening_ended(Program *p, Job *store) {
     Job *ended = NULL;
     pthread_mutex_lock(&ai_lock);
     program_opened_locked(p, &ended);
+    pthread_cond_broadcast(&opening_done);
     pthread_mutex_unlock(&ai_lock);
     jobs_finish(ended);
     if (store) job_finish(store);
@@ -104,6 +105,15 @@ void loader_failed(Program *p, Job *store, const char *error) {
     pthread_mutex_unlock(&ai_lock);
     if (store) store->error = text("%s", error);
     opening_ended(p, store);
+}
+
+const char *program_wait_open(Program *p) {
+    pthread_mutex_lock(&ai_lock);
+    loader_want(p, true);
+    while (p->state == PROGRAM_OPENING) pthread_cond_wait(&opening_done, &ai_lock);
+    const char *error = p->state == PROGRAM_FAILED ? p->open_error : NULL;
+    pthread_mutex_unlock(&ai_lock);
+    return error;
 }
 
 /* ---- backends ------------------------------------------------------------------------------------------------------------------ */

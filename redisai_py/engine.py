@@ -1,0 +1,57 @@
+"""The map of the Python side: what is built, which threads run, who knows whom.
+
+    loader thread     opens, warms up and closes sessions, imports backends        execution/loader.py
+    worker threads    one or more per run queue: batch -> session.run -> answer     execution/worker.py
+    watchdog thread   ends runs of ONNX Runtime past their limit                    execution/watchdog.py
+
+`start()` is called once by interp.c, on the thread that becomes Python's main thread, while the server waits; it returns when the workers
+of the CPU queue stand ready. Nothing here runs when a command arrives: workers and loader wait inside the shim, without the GIL.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from . import log
+from ._shim import Shim, connect
+from .backends.base import Settings
+from .execution.loader import Loader
+from .execution.sessions import Sessions
+from .execution.watchdog import watch
+from .execution.worker import Workers
+
+#: Seconds a thread may hold the GIL while another waits for it: a worker should not wait 5 ms for a script's Python.
+SWITCH_INTERVAL = 0.0005
+
+#: Bytes of stack per thread. Libraries recurse over graphs and the server's own limit may be small.
+STACK_SIZE = 16 * 1024 * 1024
+
+
+def start(capsule: object) -> None:
+    """Builds the stages and starts the threads.
+
+    Raises ImportError when a backend named as a load argument cannot be loaded: the module then refuses to load.
+    """
+    shim = connect(capsule)
+    log.route_to_server(shim.log)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    threading.stack_size(STACK_SIZE)
+    build(shim)
+
+
+def build(shim: Shim) -> Loader:
+    """Starts every thread on `shim`; split from `start` so that tests can do it with a fake."""
+    options = shim.settings()
+    eager = options.pop("eager")
+    settings = Settings(**options)
+    sessions = Sessions()
+    workers = Workers(shim, sessions, settings.workers)
+    loader = Loader(shim, sessions, workers, settings)
+    for name in eager:
+        loader.load_backend(name)
+    for queue, _ in shim.queues():
+        workers.ensure(queue)
+    threading.Thread(target=loader.serve, name="ai-loader", daemon=True).start()
+    threading.Thread(target=watch, args=(shim, sessions), name="ai-watchdog", daemon=True).start()
+    return loader

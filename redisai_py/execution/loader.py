@@ -1,0 +1,128 @@
+"""The loader thread: imports backends, opens, warms up and closes sessions, one after the other, in order of arrival.
+
+Opening is slow and may hold the GIL for long; here it delays no run that needs no opening, and never a reply that needs no Python. One
+thread, not several: two imports of the same library at once gain nothing, and the order in which stores of one key end stays the order
+in which they came.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .._shim import Shim
+from ..backends import BACKENDS, backend_class
+from ..backends.base import ModelSpec, Settings
+from ..errors import BackendError
+from ..log import logger
+from .sessions import Opened, Sessions
+from .worker import Workers
+
+#: Set by the project's own tests only: every backend name then means the echo backend, which needs no library.
+TEST_BACKEND = "REDISAI_TEST_BACKEND"
+
+
+class _Meter:
+    """Counts a library's memory in the shim's statistics."""
+
+    def __init__(self, shim: Shim) -> None:
+        self.record = shim.meter
+
+
+class Loader:
+    """Opens and closes sessions. Its methods run on the loader thread, `load_backend` also at start-up."""
+
+    def __init__(self, shim: Shim, sessions: Sessions, workers: Workers, settings: Settings) -> None:
+        self._shim = shim
+        self._sessions = sessions
+        self._workers = workers
+        self._settings = settings
+        self._backends: dict[str, Any] = {}
+
+    def serve(self) -> None:
+        """The loader thread: one message after the other until the server stops."""
+        while (message := self._shim.next_message()) is not None:
+            try:
+                self._handle(message)
+            except BaseException:  # whatever a library does, the next store must still be served
+                logger.exception("the loader could not finish a task")
+
+    def _handle(self, message: Any) -> None:
+        if isinstance(message, int):
+            self._close(message)
+        elif hasattr(message, "blob"):
+            self._open(message)
+        else:
+            self._answer_backend(message)
+
+    # ---- backends -------------------------------------------------------------------------------------------------------
+
+    def load_backend(self, name: str) -> Any:
+        """Imports a backend once. Raises ImportError with the cure when its package is missing or broken."""
+        if name not in self._backends:
+            cls = _echo(name) if os.environ.get(TEST_BACKEND) == "echo" else backend_class(name)
+            try:
+                backend = cls.load(self._settings, _Meter(self._shim))
+            except Exception as error:
+                raise ImportError(f"Could not load {name} backend: {error}. Install it with: pip install {cls.package}") from error
+            self._backends[name] = backend
+            self._shim.backend_loaded(name, backend.version)
+            logger.info("%s backend loaded from %s", name, getattr(backend, "origin", cls.package))
+        return self._backends[name]
+
+    def _answer_backend(self, request: Any) -> None:
+        try:
+            request.done(self.load_backend(request.name).version)
+        except ImportError as error:
+            logger.warning("%s", error)
+            request.done(None)
+
+    # ---- sessions -------------------------------------------------------------------------------------------------------
+
+    def _open(self, opening: Any) -> None:
+        key = opening.key
+        try:
+            opened = self._open_script(opening) if opening.is_script else self._open_model(opening)
+        except BackendError as error:
+            logger.warning("%s could not be opened: %s", key, error)
+            opening.failed(str(error))
+        except ImportError as error:
+            logger.warning("%s", error)
+            opening.failed("ERR Could not load backend")
+        except BaseException as error:
+            logger.warning("%s could not be opened: %s: %s", key, type(error).__name__, error)
+            opening.failed(f"ERR {type(error).__name__}: {error}")
+        else:
+            self._workers.ensure(opening.queue)
+            self._sessions[opening.id] = opened
+            opening.opened(getattr(opened.session, "inputs", ()), getattr(opened.session, "outputs", ()))
+
+    def _open_model(self, opening: Any) -> Opened:
+        backend = self.load_backend(opening.backend)
+        spec = ModelSpec(opening.key, opening.device, tuple(opening.inputs), tuple(opening.outputs))
+        session = backend.open(opening.blob, spec, self._settings)
+        return Opened(session, False, backend.batch_mismatch)
+
+    def _open_script(self, opening: Any) -> Opened:
+        if "TORCH" not in self._backends:
+            logger.warning("Backend TORCH not loaded, will try loading default backend")
+        self.load_backend("TORCH")
+        from ..scripts import ScriptSession
+
+        source = opening.blob.decode("utf-8", "surrogateescape")
+        return Opened(ScriptSession(source, opening.entry_points, opening.device, self._settings), True, "")
+
+    def _close(self, program: int) -> None:
+        opened = self._sessions.pop(program, None)
+        if opened is not None:
+            opened.session.close()
+
+
+def _echo(name: str) -> Any:
+    from ..backends.echo import EchoBackend
+
+    logger.warning("test backend in use for %s: %s is set", name, TEST_BACKEND)
+    return EchoBackend
+
+
+assert set(BACKENDS) == {"TF", "TFLITE", "TORCH", "ONNX"}  # the shim's table (program.c) names the same four

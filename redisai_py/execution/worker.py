@@ -1,0 +1,96 @@
+"""Worker threads: take a batch, run it, answer it.
+
+The loop is the hot path of the server. Everything that can be decided once was decided when the session opened; an exception is
+caught here and nowhere below, becomes the answer of its batch, and the loop goes on.
+
+A batch that fails in the library is run again request by request, so that one bad request does not fail its neighbours; but not when the
+model itself returned the wrong number of rows, or was ended by the watchdog, which a retry would only repeat.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from .._shim import Shim
+from ..errors import BackendError, BatchMismatch, Terminated
+from ..log import logger
+from .sessions import Opened, Sessions
+
+#: Errors that a retry by member would only repeat.
+_FINAL = (BatchMismatch, Terminated)
+
+
+class Workers:
+    """The worker threads of all run queues."""
+
+    def __init__(self, shim: Shim, sessions: Sessions, per_queue: int) -> None:
+        self._shim = shim
+        self._sessions = sessions
+        self._per_queue = per_queue
+        self._served: set[int] = set()
+
+    def ensure(self, queue: int) -> None:
+        """Starts the queue's threads unless they run; returns when they stand ready. Loader and start-up only."""
+        if queue in self._served:
+            return
+        self._served.add(queue)
+        for _ in range(self._per_queue):
+            ready = threading.Event()
+            threading.Thread(target=self._serve, args=(queue, ready), name="ai-worker", daemon=True).start()
+            ready.wait()
+
+    def _serve(self, queue: int, ready: threading.Event) -> None:
+        worker = self._shim.Worker(queue)
+        ready.set()
+        pop, sessions = worker.pop, self._sessions
+        while (batch := pop()) is not None:
+            answer(batch, sessions)
+
+
+def answer(batch: Any, sessions: Sessions) -> None:
+    """Runs a batch and answers it, whatever happens. Never raises."""
+    try:
+        batch.finish(_run(batch, sessions[batch.program], sessions))
+    except _FINAL as error:
+        batch.fail(str(error))
+    except BackendError as error:
+        _retry_or_fail(batch, sessions, str(error))
+    except Exception as error:
+        logger.warning("%s: a run failed: %s: %s", batch.key, type(error).__name__, error)
+        _retry_or_fail(batch, sessions, _sentence(error))
+    except BaseException as error:  # SystemExit raised inside a library ends the request, not the worker
+        batch.fail(_sentence(error))
+
+
+def _run(batch: Any, opened: Opened, sessions: Sessions) -> Any:
+    if opened.is_script:
+        from .script_host import ScriptHost
+
+        host = ScriptHost(batch, sessions)
+        return opened.session.run(batch.function, batch.inputs(), batch.keys, batch.args, batch.n_outputs, host)
+    outputs = opened.session.run(batch.inputs(), batch.n_outputs)
+    if batch.size > 1:
+        _check_rows(outputs, batch.rows, opened.batch_mismatch)
+    return outputs
+
+
+def _check_rows(outputs: Any, rows: int, mismatch: str) -> None:
+    for output in outputs:
+        if output is not None and (output.ndim == 0 or output.shape[0] != rows):
+            raise BatchMismatch(mismatch)
+
+
+def _retry_or_fail(batch: Any, sessions: Sessions, text: str) -> None:
+    if batch.size == 1:
+        batch.fail(text)
+        return
+    for member in batch.split():
+        answer(member, sessions)
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error)
+    if text.startswith("ERR "):
+        return text
+    return f"ERR {type(error).__name__}: {text}" if text else f"ERR {type(error).__name__}"

@@ -1,0 +1,190 @@
+/* module.c -- what the module is: its commands, types, events, and the order in which it starts. The table of contents of the product. */
+#include "ai.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+pthread_mutex_t ai_lock = PTHREAD_MUTEX_INITIALIZER;
+int ai_server_version;
+bool ai_can_trim, ai_enterprise;
+_Atomic bool ai_closing, ai_is_replica;
+
+/* ---- commands ----------------------------------------------------------------------------------------------------------------- */
+
+#define RUN(name, command) \
+    static int name(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) { return cmd_run(ctx, argv, argc, command); }
+RUN(cmd_modelexecute, CMD_MODELEXECUTE)
+RUN(cmd_modelrun, CMD_MODELRUN)
+RUN(cmd_scriptexecute, CMD_SCRIPTEXECUTE)
+RUN(cmd_scriptrun, CMD_SCRIPTRUN)
+RUN(cmd_dagexecute, CMD_DAGEXECUTE)
+RUN(cmd_dagexecute_ro, CMD_DAGEXECUTE_RO)
+RUN(cmd_dagrun, CMD_DAGRUN)
+RUN(cmd_dagrun_ro, CMD_DAGRUN_RO)
+
+static const struct {
+    const char *name;
+    RedisModuleCmdFunc run;
+    const char *flags;
+    int first, last, step;
+} commands[] = {
+    { "AI.TENSORSET", cmd_tensorset, "write deny-oom", 1, 1, 1 },
+    { "AI.TENSORGET", cmd_tensorget, "readonly", 1, 1, 1 },
+    { "AI.MODELSET", cmd_modelset, "write deny-oom", 1, 1, 1 },
+    { "AI.MODELSTORE", cmd_modelstore, "write deny-oom", 1, 1, 1 },
+    { "AI.MODELGET", cmd_modelget, "readonly", 1, 1, 1 },
+    { "AI.MODELDEL", cmd_modeldel, "write", 1, 1, 1 },
+    { "AI.MODELRUN", cmd_modelrun, "write deny-oom getkeys-api", 3, 3, 1 },
+    { "AI.MODELEXECUTE", cmd_modelexecute, "write deny-oom getkeys-api", 4, 4, 1 },
+    { "AI._MODELSCAN", cmd_modelscan, "readonly", 0, 0, 0 },
+    { "AI.SCRIPTSET", cmd_scriptset, "write deny-oom", 1, 1, 1 },
+    { "AI.SCRIPTSTORE", cmd_scriptstore, "write deny-oom", 1, 1, 1 },
+    { "AI.SCRIPTGET", cmd_scriptget, "readonly", 1, 1, 1 },
+    { "AI.SCRIPTDEL", cmd_scriptdel, "write", 1, 1, 1 },
+    { "AI.SCRIPTRUN", cmd_scriptrun, "write deny-oom getkeys-api", 4, 4, 1 },
+    { "AI.SCRIPTEXECUTE", cmd_scriptexecute, "write deny-oom getkeys-api", 5, 5, 1 },
+    { "AI._SCRIPTSCAN", cmd_scriptscan, "readonly", 0, 0, 0 },
+    { "AI.INFO", cmd_info, "readonly", 1, 1, 1 },
+    { "AI.CONFIG", cmd_config, "write", 0, 0, 0 },
+    { "AI.DAGRUN", cmd_dagrun, "write deny-oom getkeys-api", 3, 3, 1 },
+    { "AI.DAGEXECUTE", cmd_dagexecute, "write deny-oom getkeys-api", 3, 3, 1 },
+    { "AI.DAGRUN_RO", cmd_dagrun_ro, "readonly getkeys-api", 3, 3, 1 },
+    { "AI.DAGEXECUTE_RO", cmd_dagexecute_ro, "readonly getkeys-api", 3, 3, 1 },
+};
+
+static int register_commands(RedisModuleCtx *ctx) {
+    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+        if (RedisModule_CreateCommand(ctx, commands[i].name, commands[i].run, commands[i].flags, commands[i].first, commands[i].last,
+                                      commands[i].step) != REDISMODULE_OK) {
+            ai_log("warning", "could not register command %s", commands[i].name);
+            return REDISMODULE_ERR;
+        }
+    return REDISMODULE_OK;
+}
+
+/* ---- the server ----------------------------------------------------------------------------------------------------------------- */
+
+static bool info_value(RedisModuleCtx *ctx, const char *field, char *into, size_t room) {
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, "INFO", "c", "server");
+    size_t n = 0, field_len = strlen(field);
+    const char *p = reply ? RedisModule_CallReplyStringPtr(reply, &n) : NULL;
+    const char *at = p ? memmem(p, n, field, field_len) : NULL;
+    if (at) {
+        size_t len = 0, left = (size_t)(p + n - at) - field_len;
+        at += field_len;
+        while (len < left && len + 1 < room && at[len] != '\r' && at[len] != '\n') len++;
+        memcpy(into, at, len);
+        into[len] = 0;
+    }
+    if (reply) RedisModule_FreeCallReply(reply);
+    return at != NULL;
+}
+
+static int check_server(RedisModuleCtx *ctx) {
+    char version[32] = "0.0.0", enterprise[32];
+    int major = 0, minor = 0, patch = 0;
+    info_value(ctx, "redis_version:", version, sizeof(version));
+    sscanf(version, "%d.%d.%d", &major, &minor, &patch);
+    ai_server_version = major << 16 | minor << 8 | patch;
+    ai_enterprise = info_value(ctx, "rlec_version:", enterprise, sizeof(enterprise));
+    ai_log("notice", "Redis version found by RedisAI: %d.%d.%d - %s", major, minor, patch, ai_enterprise ? "enterprise" : "oss");
+    if (ai_enterprise) ai_log("notice", "Redis Enterprise version found by RedisAI: %s", enterprise);
+    if (major >= 6) return REDISMODULE_OK;
+    ai_log("warning", "RedisAI requires Redis version equal or greater than 6.0.0");
+    return REDISMODULE_ERR;
+}
+
+/* With more than one I/O thread a server may free a command's arguments on another thread, where a count that we share would race. */
+static bool arguments_may_be_kept(RedisModuleCtx *ctx) {
+    if (!RedisModule_TrimStringAllocation) return false;
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, "CONFIG", "cc", "GET", "io-threads");
+    bool single = false;
+    if (reply && RedisModule_CallReplyType(reply) == REPLY_ARRAY && RedisModule_CallReplyLength(reply) == 2) {
+        size_t n;
+        const char *threads = RedisModule_CallReplyStringPtr(RedisModule_CallReplyArrayElement(reply, 1), &n);
+        single = n == 1 && threads[0] == '1';
+    }
+    if (reply) RedisModule_FreeCallReply(reply);
+    return single;
+}
+
+/* ---- events ------------------------------------------------------------------------------------------------------------------- */
+
+static void leave(int status, void *unused) {
+    fflush(NULL);
+    _exit(status);
+}
+
+/* After the last save. exit() would run the C++ destructors of libraries while workers are inside them: leave before they do. */
+static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
+    ai_log("notice", "Clearing resources on shutdown");
+    runqueues_close();
+    on_exit(leave, NULL);
+}
+
+static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
+    if (sub == LOADING_ENDED && !ai_is_replica) persist_open_all();
+}
+
+static void on_role(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
+    ai_is_replica = sub == ROLE_NOW_REPLICA;
+    if (!ai_is_replica) persist_open_all();
+}
+
+static void on_loop(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
+    if (sub != EVENTLOOP_BEFORE_SLEEP) return;
+    strings_drain();
+    jobs_pause_check();
+}
+
+static void on_cron(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
+    strings_drain();
+    jobs_pause_check();
+}
+
+static void subscribe(RedisModuleCtx *ctx) {
+    enum { SERVER_7_0 = 7 << 16 };
+    RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){ EVENT_SHUTDOWN, 1 }, on_shutdown);
+    RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){ EVENT_LOADING, 1 }, on_loading);
+    RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){ EVENT_ROLE_CHANGED, 1 }, on_role);
+    /* 7.0 and later tell before each sleep; 6.2 only ten times a second. */
+    if (ai_server_version >= SERVER_7_0) RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){ EVENT_EVENTLOOP, 1 }, on_loop);
+    else RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){ EVENT_CRON_LOOP, 1 }, on_cron);
+    ai_is_replica = (RedisModule_GetContextFlags(ctx) & CTX_SLAVE) != 0;
+}
+
+/* ---- load ------------------------------------------------------------------------------------------------------------------------ */
+
+static int start(RedisModuleCtx *ctx) {
+    runqueue_of((Slice){ "CPU", 3 });
+    int failed = timer_start();
+    if (failed) {
+        ai_log("warning", "could not start the timer thread: %s", strerror(failed));
+        return REDISMODULE_ERR;
+    }
+    char *error = interp_start(ctx);
+    if (!error) return REDISMODULE_OK;
+    ai_log("warning", "%s", error);
+    RedisModule_Free(error);
+    return REDISMODULE_ERR;
+}
+
+__attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    const char *missing = redis_api_load(ctx);
+    if (RedisModule_IsModuleNameBusy && RedisModule_IsModuleNameBusy("ai")) return REDISMODULE_ERR;
+    if (!RedisModule_SetModuleAttribs_ || RedisModule_SetModuleAttribs_(ctx, "ai", AI_VERSION, 1) != 0) return REDISMODULE_ERR;
+    if (missing) {
+        if (RedisModule_Log) RedisModule_Log(ctx, "warning", "this server lacks %s: RedisAI needs Redis 6.2 or later, or Valkey", missing);
+        return REDISMODULE_ERR;
+    }
+    if (check_server(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
+    ai_log("notice", "RedisAI version %d, git_sha=%s", AI_VERSION, ai_git_sha);
+    ai_can_trim = arguments_may_be_kept(ctx);
+    if (RedisModule_RegisterInfoFunc(ctx, stats_info) != REDISMODULE_OK) return REDISMODULE_ERR;
+    if (persist_register(ctx) != REDISMODULE_OK || register_commands(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
+    if (config_load(ctx, argv, argc) != REDISMODULE_OK) return REDISMODULE_ERR;
+    subscribe(ctx);
+    return start(ctx);
+}

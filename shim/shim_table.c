@@ -1,0 +1,51 @@
+/* shim_table.c -- the functions that the extension module `_redisai` may call, in one table: the whole border, seen from C. */
+#include "ai.h"
+
+static void message_free(Message *m) { RedisModule_Free(m); }
+static void *alloc(size_t n) { return RedisModule_Alloc(n); }
+static void release(void *p) { RedisModule_Free(p); }
+static void log_line(const char *level, const char *line) { ai_log(level, "%s", line); }
+static void meter(int64_t delta, int64_t accesses) {
+    onnx_memory += delta;
+    onnx_memory_accesses += accesses;
+}
+static RunQueue *runqueue_first(void) { return runqueues; }
+
+const Shim shim_table = {
+    .size = sizeof(Shim),
+    .dtypes = dtypes,
+    .tensor_new = tensor_new,
+    .tensor_index_strings = tensor_index_strings,
+    .tensor_ref = tensor_ref,
+    .tensor_unref = tensor_unref,
+    .tensor_aligned = tensor_aligned,
+    .inbox_pop = inbox_pop,
+    .message_free = message_free,
+    .loader_join_blob = loader_join_blob,
+    .loader_opened = loader_opened,
+    .loader_failed = loader_failed,
+    .loader_backend_done = loader_backend_done,
+    .names_new = names_new,
+    .program_unref = program_unref,
+    .program_wait_open = program_wait_open,
+    .program_count = program_count,
+    .runqueue_first = runqueue_first,
+    .runqueue_attach = runqueue_attach,
+    .runqueue_pop = runqueue_pop,
+    .batch_gather = batch_gather,
+    .batch_finish = batch_finish,
+    .batch_fail = batch_fail,
+    .batch_split = batch_split,
+    .batch_restart = batch_restart,
+    .watch_overdue = watch_overdue,
+    .redis_execute = redis_execute,
+    .redis_model = redis_model,
+    .arena_free = arena_free,
+    .alloc = alloc,
+    .free = release,
+    .log = log_line,
+    .meter = meter,
+    .config = &config,
+    .backend_names = backend_names,
+    .now_us = now_us,
+};
