@@ -43,6 +43,7 @@ typedef struct Slice {
 
 extern pthread_mutex_t ai_lock;
 extern RedisModuleType *ai_tensor_type, *ai_model_type, *ai_script_type;
+extern const char *ai_git_sha;    /* of the build, for INFO (interp.c) */
 extern int ai_server_version;   /* 0x00MMmmpp; read at load */
 extern bool ai_can_trim;        /* argument strings may be kept instead of copied (see tensor.c) */
 extern _Atomic bool ai_closing; /* set by the Shutdown event; workers finish what they hold and take no more */
