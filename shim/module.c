@@ -174,7 +174,8 @@ static int start(RedisModuleCtx *ctx) {
 __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     const char *missing = redis_api_load(ctx);
     if (RedisModule_IsModuleNameBusy && RedisModule_IsModuleNameBusy("ai")) return REDISMODULE_ERR;
-    if (!RedisModule_SetModuleAttribs_ || RedisModule_SetModuleAttribs_(ctx, "ai", AI_VERSION, 1) != 0) return REDISMODULE_ERR;
+    if (!RedisModule_SetModuleAttribs_) return REDISMODULE_ERR;
+    RedisModule_SetModuleAttribs_(ctx, "ai", AI_VERSION, 1);
     if (missing) {
         if (RedisModule_Log) RedisModule_Log(ctx, "warning", "this server lacks %s: RedisAI needs Redis 6.2 or later, or Valkey", missing);
         return REDISMODULE_ERR;

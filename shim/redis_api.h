@@ -97,7 +97,7 @@ enum { EVENTLOOP_BEFORE_SLEEP = 0 };
 
 /* R = required on every supported server, O = optional (NULL where missing). */
 #define API_FUNCTIONS(R, O) \
-    R(int, SetModuleAttribs_, (RedisModuleCtx *, const char *, int, int), "SetModuleAttribs") \
+    R(void, SetModuleAttribs_, (RedisModuleCtx *, const char *, int, int), "SetModuleAttribs") \
     R(int, IsModuleNameBusy, (const char *), "IsModuleNameBusy") \
     R(void *, Alloc, (size_t), "Alloc") \
     O(void *, TryAlloc, (size_t), "TryAlloc") \
