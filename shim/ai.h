@@ -49,7 +49,8 @@ extern bool ai_can_trim;        /* argument strings may be kept instead of copie
 extern _Atomic bool ai_closing; /* set by the Shutdown event; workers finish what they hold and take no more */
 extern _Atomic bool ai_is_replica; /* follows the role; read by any thread */
 
-#define ai_log(level, ...) RedisModule_Log(NULL, level, __VA_ARGS__)
+extern RedisModuleCtx *ai_log_ctx; /* names the module in log lines; any thread */
+#define ai_log(level, ...) RedisModule_Log(ai_log_ctx, level, __VA_ARGS__)
 int64_t now_us(void); /* CLOCK_MONOTONIC, microseconds */
 
 /* ---- mem.c: memory and strings -------------------------------------------------------------------------------------- */

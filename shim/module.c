@@ -8,6 +8,7 @@
 
 pthread_mutex_t ai_lock = PTHREAD_MUTEX_INITIALIZER;
 int ai_server_version;
+RedisModuleCtx *ai_log_ctx;
 bool ai_can_trim, ai_enterprise;
 _Atomic bool ai_closing, ai_is_replica;
 
@@ -180,6 +181,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
         if (RedisModule_Log) RedisModule_Log(ctx, "warning", "this server lacks %s: RedisAI needs Redis 6.2 or later, or Valkey", missing);
         return REDISMODULE_ERR;
     }
+    if (RedisModule_GetDetachedThreadSafeContext) ai_log_ctx = RedisModule_GetDetachedThreadSafeContext(ctx);
     if (check_server(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
     ai_log("notice", "RedisAI version %d, git_sha=%s", AI_VERSION, ai_git_sha);
     ai_can_trim = arguments_may_be_kept(ctx);
