@@ -8,6 +8,7 @@ Needs a server with the module, and redis-py (`pip install 'redisai-server[cli]'
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -39,7 +40,7 @@ class Tour:
 
     def __init__(self, client: redis.Redis, port: int):
         self.client = client
-        program = "redis-cli" if shutil.which("redis-cli") else f"{Path(sys.executable).parent}/redisai cli"
+        program = "redis-cli" if shutil.which("redis-cli") else f"{os.path.relpath(Path(sys.executable).parent)}/redisai cli"
         self.prompt = f"$ {program}" + ("" if port == 6379 else f" -p {port}")
 
     def run(self, *arguments: Any, blob: Path | None = None, quiet: bool = False) -> Any:
@@ -80,6 +81,7 @@ def show(pixels: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], label: int)
 
 def tour(client: redis.Redis, port: int) -> int:
     """Runs the whole tour; returns how many backends it showed."""
+    print("The first model of each backend waits for its library to be imported; the next ones do not.")
     steps, shown = Tour(client, port), 0
     for package in BACKEND_PACKAGES:
         if package.installed():
