@@ -26,33 +26,33 @@ RUN(cmd_dagrun, CMD_DAGRUN)
 RUN(cmd_dagrun_ro, CMD_DAGRUN_RO)
 
 static const struct {
-    const char *name;
+    const char *name; /* lower case: servers from 7.0 on put it as it is into the arity error, where clients know it so */
     RedisModuleCmdFunc run;
     const char *flags;
     int first, last, step;
 } commands[] = {
-    { "AI.TENSORSET", cmd_tensorset, "write deny-oom", 1, 1, 1 },
-    { "AI.TENSORGET", cmd_tensorget, "readonly", 1, 1, 1 },
-    { "AI.MODELSET", cmd_modelset, "write deny-oom", 1, 1, 1 },
-    { "AI.MODELSTORE", cmd_modelstore, "write deny-oom", 1, 1, 1 },
-    { "AI.MODELGET", cmd_modelget, "readonly", 1, 1, 1 },
-    { "AI.MODELDEL", cmd_modeldel, "write", 1, 1, 1 },
-    { "AI.MODELRUN", cmd_modelrun, "write deny-oom getkeys-api", 3, 3, 1 },
-    { "AI.MODELEXECUTE", cmd_modelexecute, "write deny-oom getkeys-api", 4, 4, 1 },
-    { "AI._MODELSCAN", cmd_modelscan, "readonly", 0, 0, 0 },
-    { "AI.SCRIPTSET", cmd_scriptset, "write deny-oom", 1, 1, 1 },
-    { "AI.SCRIPTSTORE", cmd_scriptstore, "write deny-oom", 1, 1, 1 },
-    { "AI.SCRIPTGET", cmd_scriptget, "readonly", 1, 1, 1 },
-    { "AI.SCRIPTDEL", cmd_scriptdel, "write", 1, 1, 1 },
-    { "AI.SCRIPTRUN", cmd_scriptrun, "write deny-oom getkeys-api", 4, 4, 1 },
-    { "AI.SCRIPTEXECUTE", cmd_scriptexecute, "write deny-oom getkeys-api", 5, 5, 1 },
-    { "AI._SCRIPTSCAN", cmd_scriptscan, "readonly", 0, 0, 0 },
-    { "AI.INFO", cmd_info, "readonly", 1, 1, 1 },
-    { "AI.CONFIG", cmd_config, "write", 0, 0, 0 },
-    { "AI.DAGRUN", cmd_dagrun, "write deny-oom getkeys-api", 3, 3, 1 },
-    { "AI.DAGEXECUTE", cmd_dagexecute, "write deny-oom getkeys-api", 3, 3, 1 },
-    { "AI.DAGRUN_RO", cmd_dagrun_ro, "readonly getkeys-api", 3, 3, 1 },
-    { "AI.DAGEXECUTE_RO", cmd_dagexecute_ro, "readonly getkeys-api", 3, 3, 1 },
+    { "ai.tensorset", cmd_tensorset, "write deny-oom", 1, 1, 1 },
+    { "ai.tensorget", cmd_tensorget, "readonly", 1, 1, 1 },
+    { "ai.modelset", cmd_modelset, "write deny-oom", 1, 1, 1 },
+    { "ai.modelstore", cmd_modelstore, "write deny-oom", 1, 1, 1 },
+    { "ai.modelget", cmd_modelget, "readonly", 1, 1, 1 },
+    { "ai.modeldel", cmd_modeldel, "write", 1, 1, 1 },
+    { "ai.modelrun", cmd_modelrun, "write deny-oom getkeys-api", 3, 3, 1 },
+    { "ai.modelexecute", cmd_modelexecute, "write deny-oom getkeys-api", 4, 4, 1 },
+    { "ai._modelscan", cmd_modelscan, "readonly", 0, 0, 0 },
+    { "ai.scriptset", cmd_scriptset, "write deny-oom", 1, 1, 1 },
+    { "ai.scriptstore", cmd_scriptstore, "write deny-oom", 1, 1, 1 },
+    { "ai.scriptget", cmd_scriptget, "readonly", 1, 1, 1 },
+    { "ai.scriptdel", cmd_scriptdel, "write", 1, 1, 1 },
+    { "ai.scriptrun", cmd_scriptrun, "write deny-oom getkeys-api", 4, 4, 1 },
+    { "ai.scriptexecute", cmd_scriptexecute, "write deny-oom getkeys-api", 5, 5, 1 },
+    { "ai._scriptscan", cmd_scriptscan, "readonly", 0, 0, 0 },
+    { "ai.info", cmd_info, "readonly", 1, 1, 1 },
+    { "ai.config", cmd_config, "write", 0, 0, 0 },
+    { "ai.dagrun", cmd_dagrun, "write deny-oom getkeys-api", 3, 3, 1 },
+    { "ai.dagexecute", cmd_dagexecute, "write deny-oom getkeys-api", 3, 3, 1 },
+    { "ai.dagrun_ro", cmd_dagrun_ro, "readonly getkeys-api", 3, 3, 1 },
+    { "ai.dagexecute_ro", cmd_dagexecute_ro, "readonly getkeys-api", 3, 3, 1 },
 };
 
 static int register_commands(RedisModuleCtx *ctx) {
