@@ -58,40 +58,33 @@ static PyObject *texts_of(Names names) {
 /* ---- Tensor ------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    PyObject_HEAD
+    PyObject_VAR_HEAD
     Tensor *t;
-    Py_ssize_t shape[AI_MAX_DIMS], strides[AI_MAX_DIMS]; /* of the buffers and DLPack capsules made from it; filled at the first */
-    bool laid_out;
+    Py_ssize_t layout[]; /* shape, then strides, of the buffers made from it: ob_size = 2 * ndim */
 } PyTensor;
 
 static PyTypeObject PyTensor_Type;
 
 /* Takes over the reference. */
 static PyObject *tensor_wrap(Tensor *t) {
-    PyTensor *self = PyObject_New(PyTensor, &PyTensor_Type);
+    PyTensor *self = PyObject_NewVar(PyTensor, &PyTensor_Type, 2 * t->ndim);
     if (!self) {
         shim->tensor_unref(t);
         return NULL;
     }
     self->t = t;
-    self->laid_out = false;
+    Py_ssize_t stride = shim->dtypes[t->dtype].size;
+    for (int i = t->ndim - 1; i >= 0; i--) {
+        self->layout[i] = (Py_ssize_t)t->dims[i];
+        self->layout[t->ndim + i] = stride;
+        stride *= self->layout[i];
+    }
     return (PyObject *)self;
 }
 
 static void tensor_dealloc(PyTensor *self) {
     shim->tensor_unref(self->t);
     PyObject_Free(self);
-}
-
-static void lay_out(PyTensor *self) {
-    if (self->laid_out) return;
-    Py_ssize_t stride = shim->dtypes[self->t->dtype].size;
-    for (int i = self->t->ndim - 1; i >= 0; i--) {
-        self->shape[i] = (Py_ssize_t)self->t->dims[i];
-        self->strides[i] = stride;
-        stride *= self->shape[i];
-    }
-    self->laid_out = true;
 }
 
 /* Aligned data; the first time a big tensor is asked for it is copied, without the GIL. */
@@ -121,9 +114,8 @@ static int tensor_getbuffer(PyTensor *self, Py_buffer *view, int flags) {
     }
     char *data = tensor_data(self);
     if (!data) return -1;
-    lay_out(self);
     *view = (Py_buffer){ .buf = data, .len = (Py_ssize_t)self->t->nbytes, .itemsize = row->size, .readonly = 1, .ndim = self->t->ndim,
-                         .format = flags & PyBUF_FORMAT ? (char *)row->format : NULL, .shape = self->shape, .strides = self->strides };
+                         .format = flags & PyBUF_FORMAT ? (char *)row->format : NULL, .shape = self->layout, .strides = self->layout + self->t->ndim };
     view->obj = Py_NewRef((PyObject *)self);
     return 0;
 }
@@ -230,7 +222,8 @@ static PyGetSetDef tensor_fields[] = {
 };
 static PyTypeObject PyTensor_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "redisai_py._redisai.Tensor",
-    .tp_basicsize = sizeof(PyTensor),
+    .tp_basicsize = offsetof(PyTensor, layout),
+    .tp_itemsize = sizeof(Py_ssize_t),
     .tp_dealloc = (destructor)tensor_dealloc,
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_doc = "A read-only view of a tensor.",
