@@ -30,6 +30,7 @@ run: build ## Install, build, start a server on PORT with example models, and sh
 
 test: EXTRAS := all,test
 test: build ## Install, build and run all tests
+	@$(PY) tools/servers.py
 	$(PY) -m pytest $(ARGS)
 
 check: EXTRAS := all,dev,test
