@@ -14,8 +14,6 @@
 
 #include "ai.h"
 
-#include <structmember.h>
-
 static const Shim *shim;
 
 enum { COPY_WITHOUT_GIL = 64 * 1024 }; /* bytes from which dropping the GIL costs less than holding it */
@@ -336,9 +334,10 @@ static void reply_error_dealloc(PyReplyError *self) {
     Py_XDECREF(self->error_text);
     PyObject_Free(self);
 }
-static PyMemberDef reply_error_fields[] = {
-    { "error_text", T_OBJECT, offsetof(PyReplyError, error_text), READONLY, "The error's line, without the leading '-'." },
-    { NULL, 0, 0, 0, NULL },
+static PyObject *reply_error_get_text(PyReplyError *self, void *unused) { return Py_NewRef(self->error_text); }
+static PyGetSetDef reply_error_fields[] = {
+    { "error_text", (getter)reply_error_get_text, NULL, "The error's line, without the leading '-'.", NULL },
+    { NULL, NULL, NULL, NULL, NULL },
 };
 static PyTypeObject PyReplyError_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "redisai_py._redisai.ReplyError",
@@ -346,13 +345,14 @@ static PyTypeObject PyReplyError_Type = {
     .tp_dealloc = (destructor)reply_error_dealloc,
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_doc = "An error in a reply of redis.execute.",
-    .tp_members = reply_error_fields,
+    .tp_getset = reply_error_fields,
 };
 
 static PyObject *reply_error_wrap(Slice s) {
     PyReplyError *self = PyObject_New(PyReplyError, &PyReplyError_Type);
     if (!self) return NULL;
     self->error_text = PyUnicode_DecodeUTF8(s.p, (Py_ssize_t)s.n, "replace");
+    if (!self->error_text) Py_CLEAR(self);
     return (PyObject *)self;
 }
 
