@@ -18,7 +18,7 @@ from ..log import logger
 from .sessions import Opened, Sessions
 from .worker import Workers
 
-#: Set by the project's own tests only: every backend name then means the echo backend, which needs no library.
+#: Set by the project's own tests only: every backend name then means a backend that needs no library (see backends/echo.py).
 TEST_BACKEND = "REDISAI_TEST_BACKEND"
 
 
@@ -60,7 +60,7 @@ class Loader:
     def load_backend(self, name: str) -> Any:
         """Imports a backend once. Raises ImportError with the cure when its package is missing or broken."""
         if name not in self._backends:
-            cls = _echo(name) if os.environ.get(TEST_BACKEND) == "echo" else backend_class(name)
+            cls = _test_backend(name) or backend_class(name)
             try:
                 backend = cls.load(self._settings, _Meter(self._shim))
             except Exception as error:
@@ -118,11 +118,14 @@ class Loader:
             opened.session.close()
 
 
-def _echo(name: str) -> Any:
-    from ..backends.echo import EchoBackend
+def _test_backend(name: str) -> Any:
+    wanted = os.environ.get(TEST_BACKEND)
+    if wanted not in ("echo", "fault"):
+        return None
+    from ..backends import echo
 
     logger.warning("test backend in use for %s: %s is set", name, TEST_BACKEND)
-    return EchoBackend
+    return echo.EchoBackend if wanted == "echo" else echo.FaultBackend
 
 
 assert set(BACKENDS) == {"TF", "TFLITE", "TORCH", "ONNX"}  # the shim's table (program.c) names the same four
