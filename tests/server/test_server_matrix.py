@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 from conftest import echo_model
+from redis.utils import str_if_bytes
 from servers import Server, server_binaries, wait_until
 
 SERVERS = server_binaries()
@@ -86,7 +87,7 @@ def test_runs_are_refused_where_a_client_cannot_be_blocked(c: redis.Redis, comma
 
 def test_keys_of_a_command(c: redis.Redis) -> None:
     got = c.command_getkeys(*"AI.MODELEXECUTE m INPUTS 2 a b OUTPUTS 1 c".split())
-    assert got == [b"m", b"a", b"b", b"c"]
+    assert [str_if_bytes(key) for key in got] == ["m", "a", "b", "c"]
 
 
 def test_resp3_keeps_flat_arrays(any_server: Server, c: redis.Redis) -> None:
