@@ -541,7 +541,7 @@ static int program_moved(RedisModuleCtx *ctx, int type, const char *event, Redis
     return REDISMODULE_OK;
 }
 
-/* ---- after loading -------------------------------------------------------------------------------------------------- */
+/* ---- all programs at once --------------------------------------------------------------------------------------------- */
 
 typedef struct Listed {
     Program **item;
@@ -557,16 +557,25 @@ static void collect(Program *p, void *u) {
     l->item[l->n++] = program_ref(p);
 }
 
-/* References first: ai_lock is never taken inside the list's lock. The oldest is asked for first. */
-void persist_open_all(void) {
+/* Oldest first. References come first, because nothing may be called inside the list's lock. */
+static void for_all_programs(void (*fn)(Program *)) {
     Listed l = {0};
     programs_each(collect, &l);
     while (l.n) {
         Program *p = l.item[--l.n];
-        want_open(p);
+        fn(p);
         program_unref(p);
     }
     RedisModule_Free(l.item);
+}
+
+void persist_open_all(void) { for_all_programs(want_open); }
+
+/* FLUSHALL unlinks no key, and ASYNC leaves the values to the lazy-free thread. Of FLUSHDB's programs the scans may tell until then:
+ * SWAPDB renumbers databases without a word to their values. */
+static void on_flush(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
+    const RedisModuleFlushInfo *flush = data;
+    if (sub == FLUSHDB_START && flush->dbnum < 0) for_all_programs(program_unlist);
 }
 
 /* ---- the three types ------------------------------------------------------------------------------------------------ */
@@ -626,5 +635,6 @@ int persist_register(RedisModuleCtx *ctx) {
         ai_log("warning", "can not initialize %s dt", types[i].what);
         return REDISMODULE_ERR;
     }
+    RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){EVENT_FLUSHDB, 1}, on_flush);
     return RedisModule_SubscribeToKeyspaceEvents(ctx, NOTIFY_GENERIC, program_moved);
 }

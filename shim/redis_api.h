@@ -29,6 +29,11 @@ typedef struct RedisModuleEvent {
     uint64_t id, dataver;
 } RedisModuleEvent;
 
+typedef struct RedisModuleFlushInfo {
+    uint64_t version;
+    int32_t sync, dbnum; /* -1: all databases */
+} RedisModuleFlushInfo;
+
 typedef int (*RedisModuleCmdFunc)(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 typedef void (*RedisModuleDisconnectFunc)(RedisModuleCtx *ctx, RedisModuleBlockedClient *bc);
 typedef void (*RedisModuleInfoFunc)(RedisModuleInfoCtx *ctx, int for_crash_report);
@@ -91,6 +96,7 @@ enum { REPLY_UNKNOWN = -1, REPLY_STRING, REPLY_ERROR, REPLY_INTEGER, REPLY_ARRAY
 
 enum { EVENT_ROLE_CHANGED = 0, EVENT_FLUSHDB = 2, EVENT_LOADING = 3, EVENT_SHUTDOWN = 5, EVENT_CRON_LOOP = 8, EVENT_EVENTLOOP = 15 };
 enum { NOTIFY_GENERIC = 1 << 2 };
+enum { FLUSHDB_START = 0 };
 enum { LOADING_ENDED = 3, LOADING_FAILED = 4 };
 enum { ROLE_NOW_MASTER = 0, ROLE_NOW_REPLICA = 1 };
 enum { EVENTLOOP_BEFORE_SLEEP = 0 };
