@@ -279,6 +279,7 @@ typedef struct PlanWorld {
     Tensor *(*tensor)(void *u, int arg, const char **error);                     /* a reference, or NULL and the error */
     Tensor *(*tensorset)(void *u, int arg, int n, const char **error);           /* parses argv[arg .. arg + n): dtype, dims, data */
     void (*key)(void *u, int arg, int access);                                   /* each key, with KEY_* access flags; may be NULL */
+    bool enterprise;                                                             /* deprecated commands are refused there */
 } PlanWorld;
 
 typedef enum { CMD_MODELEXECUTE, CMD_MODELRUN, CMD_SCRIPTEXECUTE, CMD_SCRIPTRUN, CMD_DAGEXECUTE, CMD_DAGEXECUTE_RO, CMD_DAGRUN,
@@ -492,7 +493,7 @@ typedef struct Config {
     char *backends_path;                           /* shown, never opened */
     char *python;                                  /* load argument PYTHON, or NULL */
     bool eager[BACKEND_COUNT];                     /* named as load arguments */
-    char *backend_path[BACKEND_COUNT];             /* what the client or the load argument called it: for the log line, never opened */
+    char *_Atomic backend_path[BACKEND_COUNT];     /* what the client or the load argument first called it: for the log line, never opened */
 } Config;
 extern Config config;
 int config_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);

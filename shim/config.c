@@ -62,8 +62,9 @@ static bool backend_parse(Slice name, Backend *out) {
     return false;
 }
 
+/* Once and for all: the loader may be reading it. */
 static void remember_path(Backend b, Slice path) {
-    RedisModule_Free(config.backend_path[b]);
+    if (config.backend_path[b]) return;
     config.backend_path[b] = path.n && path.p[0] == '/' ? slice_dup(path) : text("%s/%.*s", config.backends_path, (int)path.n, path.p);
 }
 

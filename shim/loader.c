@@ -119,8 +119,13 @@ const char *program_wait_open(Program *p) {
 /* ---- backends ------------------------------------------------------------------------------------------------------------------ */
 
 void loader_backend_done(Backend b, const char *version, Job *job) {
-    if (version) versions[b] = text("%s", version);
-    else if (job) job->error = text("ERR error loading backend");
+    if (version) {
+        const char *path = config.backend_path[b];
+        versions[b] = text("%s", version);
+        ai_log("notice", "%s backend loaded from %s", backend_names[b], path ? path : "its installed package");
+    } else if (job) {
+        job->error = text("ERR error loading backend");
+    }
     if (job) job_finish(job);
 }
 
