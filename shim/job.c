@@ -359,7 +359,7 @@ int cmd_run(RedisModuleCtx *ctx, RedisModuleString **argv, int argc, RunCommand 
     Job *job = job_new(JOB_RUN);
     Slice *words = slices_of(&job->arena, argv, argc);
     World w = { ctx, argv, words };
-    PlanWorld world = { &w, world_program, world_tensor, world_tensorset, NULL };
+    PlanWorld world = { &w, world_program, world_tensor, world_tensorset, NULL, ai_enterprise };
     const char *error = plan_make(command, words, argc, &world, &job->arena, &job->plan);
     const RunQueue *full = error ? NULL : full_queue(&job->plan);
     if (full) error = "ERR the run queue of the device is full (MAX_QUEUE)";

@@ -11,7 +11,7 @@
  * Checks are in the order in which 1.2.7 makes them, because clients compare the first error. */
 #include "ai.h"
 
-#include <limits.h>
+#include <sys/auxv.h>
 
 typedef struct Name { /* a local name of a DAG and its latest slot */
     Slice name;
@@ -25,7 +25,7 @@ typedef struct Planner {
     Arena *arena;
     Plan *plan;
     bool dag, deprecated, read_only;
-    Name *names; /* open addressing, a power of two */
+    Name *names; /* open addressing; a power of two, at least twice the names of the plan */
     int names_mask;
     int slots_room;
 } Planner;
@@ -399,21 +399,37 @@ static const char *head_load(Planner *pl, int *at, Head *h) {
     return NULL;
 }
 
-static uint64_t hash_name(Slice s) { /* FNV-1a */
-    uint64_t h = 1469598103934665603ull;
-    for (size_t i = 0; i < s.n; i++) h = (h ^ (unsigned char)s.p[i]) * 1099511628211ull;
-    return h ^ (h >> 29);
+/* Names come from clients, who shall not be able to choose them so that they meet in the table: a keyed hash, its key the random bytes that
+ * the kernel gave the process. */
+static uint64_t mix(uint64_t a, uint64_t b) {
+    unsigned __int128 product = (unsigned __int128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-/* The entry of a name, empty (slot -1) when it is new. The table has room for every argument of the command. */
-static Name *find_name(Planner *pl, Slice name) {
-    if (!pl->names) {
-        int room = 16;
-        while (room < pl->argc * 2) room *= 2;
-        pl->names = arena_alloc(pl->arena, (size_t)room * sizeof(Name));
-        pl->names_mask = room - 1;
-        for (int i = 0; i < room; i++) pl->names[i].slot = -1;
+static uint64_t hash_name(Slice s) {
+    uint64_t key[2] = { 0 }, h, eight;
+    const void *random = (const void *)getauxval(AT_RANDOM);
+    if (random) memcpy(key, random, sizeof(key));
+    h = key[0] ^ s.n;
+    for (size_t i = 0; i < s.n; i += sizeof(eight)) {
+        eight = 0;
+        memcpy(&eight, s.p + i, s.n - i < sizeof(eight) ? s.n - i : sizeof(eight));
+        h = mix(h ^ eight, key[1] | 1);
     }
+    return h;
+}
+
+/* A table for `n` names at most: entries are -1 while they are empty. */
+static void make_names(Planner *pl, int n) {
+    int room = 16;
+    while (room < n * 2) room *= 2;
+    pl->names = arena_alloc(pl->arena, (size_t)room * sizeof(Name));
+    pl->names_mask = room - 1;
+    for (int i = 0; i < room; i++) pl->names[i].slot = -1;
+}
+
+/* The entry of a name, empty (slot -1) when it is new. */
+static Name *find_name(Planner *pl, Slice name) {
     for (uint64_t i = hash_name(name);; i++) {
         Name *n = &pl->names[i & (uint64_t)pl->names_mask];
         if (n->slot < 0) {
@@ -482,6 +498,12 @@ static void head_op(Planner *pl, int *at, Head *h) {
     *at = end;
 }
 
+static int count_ops(const Planner *pl) {
+    int n = 0;
+    for (int at = 1; at < pl->argc; at++) n += slice_is(pl->argv[at], "|>");
+    return n;
+}
+
 static const char *parse_head(Planner *pl, Head *h) {
     static const struct {
         const char *keyword;
@@ -493,7 +515,7 @@ static const char *parse_head(Planner *pl, Head *h) {
         { "ROUTING", offsetof(Head, routing), head_routing },
         { "TIMEOUT", offsetof(Head, timeout), head_timeout },
     };
-    h->ops = arena_alloc(pl->arena, (size_t)pl->argc * sizeof(Words));
+    h->ops = arena_alloc(pl->arena, (size_t)count_ops(pl) * sizeof(Words));
     for (int at = 1; at < pl->argc;) {
         Slice token = pl->argv[at];
         if (slice_is(token, "|>") && at + 1 < pl->argc) {
@@ -527,7 +549,14 @@ static const char *resolve_op(Planner *pl, Op *op) {
     return NULL;
 }
 
+static int count_names(const Plan *plan, const Head *h) {
+    int n = h->loads.n + h->persists.n;
+    for (int i = 0; i < plan->nops; i++) n += plan->ops[i].nin + plan->ops[i].nout;
+    return n;
+}
+
 static const char *resolve_names(Planner *pl, Head *h) {
+    make_names(pl, count_names(pl->plan, h));
     for (int i = 0; i < h->loads.n; i++) find_name(pl, pl->argv[h->loads.first + i])->slot = h->load_slots[i];
     for (int i = 0; i < pl->plan->nops; i++) {
         const char *error = resolve_op(pl, &pl->plan->ops[i]);
@@ -624,17 +653,26 @@ const char *plan_make(RunCommand command, const Slice *argv, int argc, const Pla
         const char *too_few; /* DAGs */
         int least;
         bool deprecated, read_only;
+        const char *enterprise; /* why Redis Enterprise refuses it; NULL = allowed */
     } commands[CMD_COUNT] = {
-        [CMD_MODELEXECUTE] = { parse_modelexecute, NULL, 0, false, false },
-        [CMD_MODELRUN] = { parse_modelrun, NULL, 0, false, false },
-        [CMD_SCRIPTEXECUTE] = { parse_scriptexecute, NULL, 0, false, false },
-        [CMD_SCRIPTRUN] = { parse_scriptrun, NULL, 0, false, false },
-        [CMD_DAGEXECUTE] = { NULL, "ERR missing arguments for 'AI.DAGEXECUTE' command", 6, false, false },
-        [CMD_DAGEXECUTE_RO] = { NULL, "ERR missing arguments for 'AI.DAGEXECUTE_RO' command", 6, false, true },
-        [CMD_DAGRUN] = { NULL, "ERR wrong number of arguments for 'AI.DAGRUN' command", 4, true, false },
-        [CMD_DAGRUN_RO] = { NULL, "ERR wrong number of arguments for 'AI.DAGRUN_RO' command", 4, true, true },
+        [CMD_MODELEXECUTE] = { .single = parse_modelexecute },
+        [CMD_MODELRUN] = { .single = parse_modelrun,
+                           .enterprise = "ERR AI.MODELRUN command is deprecated and cannot be used in enterprise cluster, "
+                                         "use AI.MODELEXECUTE instead" },
+        [CMD_SCRIPTEXECUTE] = { .single = parse_scriptexecute },
+        [CMD_SCRIPTRUN] = { .single = parse_scriptrun },
+        [CMD_DAGEXECUTE] = { .too_few = "ERR missing arguments for 'AI.DAGEXECUTE' command", .least = 6 },
+        [CMD_DAGEXECUTE_RO] = { .too_few = "ERR missing arguments for 'AI.DAGEXECUTE_RO' command", .least = 6, .read_only = true },
+        [CMD_DAGRUN] = { .too_few = "ERR wrong number of arguments for 'AI.DAGRUN' command", .least = 4, .deprecated = true,
+                         .enterprise = "ERR AI.DAGRUN command is deprecated and cannot be used in enterprise cluster, "
+                                       "use AI.DAGEXECUTE instead" },
+        [CMD_DAGRUN_RO] = { .too_few = "ERR wrong number of arguments for 'AI.DAGRUN_RO' command", .least = 4, .deprecated = true,
+                            .read_only = true,
+                            .enterprise = "ERR AI.DAGRUN_RO command is deprecated and cannot be used in enterprise cluster, "
+                                          "use AI.DAGEXECUTE_RO instead" },
     };
     memset(plan, 0, sizeof(*plan));
+    if (world->enterprise && commands[command].enterprise) return commands[command].enterprise;
     Planner pl = { .argv = argv, .argc = argc, .world = world, .arena = arena, .plan = plan, .dag = !commands[command].single,
                    .deprecated = commands[command].deprecated, .read_only = commands[command].read_only };
     return pl.dag ? plan_dag(&pl, commands[command].too_few, commands[command].least) : plan_single(&pl, commands[command].single);
