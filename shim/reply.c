@@ -120,13 +120,18 @@ static const char *write_program(RedisModuleCtx *ctx, RedisModuleString *name, J
     return error;
 }
 
-static void reply_store(RedisModuleCtx *ctx, RedisModuleString **argv, Job *job) {
+/* Word for word. RM_ReplicateVerbatim is lost in a reply callback of Redis 6.2. */
+static void replicate_command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    RedisModule_Replicate(ctx, slice_of(argv[0]).p, "v", argv + 1, (size_t)(argc - 1));
+}
+
+static void reply_store(RedisModuleCtx *ctx, RedisModuleString **argv, int argc, Job *job) {
     const char *error = job->error ? job->error : write_program(ctx, argv[1], job);
     if (error) {
         reply_error_line(ctx, error);
         return;
     }
-    RedisModule_ReplicateVerbatim(ctx);
+    replicate_command(ctx, argv, argc);
     RedisModule_ReplyWithSimpleString(ctx, "OK");
 }
 
@@ -140,7 +145,7 @@ int reply_job(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     strings_drain();
     switch (job->kind) {
     case JOB_RUN: reply_run(ctx, argv, job); break;
-    case JOB_STORE: reply_store(ctx, argv, job); break;
+    case JOB_STORE: reply_store(ctx, argv, argc, job); break;
     case JOB_LOADBACKEND: reply_status(ctx, job); break;
     case JOB_GET: program_reply(ctx, job->program, job->meta, job->blob); break;
     }
