@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import echo_model
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -519,6 +521,40 @@ def test_big_blobs_survive_what_happens_to_the_request_that_brought_them(wire: W
         wire("AI.TENSORSET", key, "UINT8", 1)
         assert wire("AI.TENSORGET", "copy", "BLOB") == blob
         wire("DEL", "copy")
+
+
+@pytest.mark.parametrize("size", [64, BIG])
+def test_a_run_sees_a_tensor_as_it_was_or_as_it_is_never_a_mixture(server: Server, wire: Wire, size: int) -> None:
+    """Workers copy a kept argument to aligned memory while its key is overwritten."""
+    blobs = [bytes([n]) * size for n in range(4)]
+    wire("AI.TENSORSET", "t", "UINT8", size, "BLOB", blobs[0])
+    assert wire("AI.MODELSTORE", "m", "ONNX", "CPU", "BLOB", echo_model()) == OK
+    over = threading.Event()
+
+    def overwrite() -> None:
+        with Wire(server.port) as own:
+            while not over.is_set():
+                for blob in blobs:
+                    assert own("AI.TENSORSET", "t", "UINT8", size, "BLOB", blob) == OK
+
+    def run(n: int, wrong: list[Any]) -> None:
+        with Wire(server.port) as own:
+            for _ in range(50):
+                reply = own("AI.MODELEXECUTE", "m", "INPUTS", 1, "t", "OUTPUTS", 1, f"out{n}")
+                blob = own("AI.TENSORGET", f"out{n}", "BLOB")
+                if reply != OK or blob not in blobs:
+                    wrong.append(reply)
+
+    wrong: list[Any] = []
+    writer = threading.Thread(target=overwrite)
+    runners = [threading.Thread(target=run, args=(n, wrong)) for n in range(3)]
+    for thread in (writer, *runners):
+        thread.start()
+    for thread in runners:
+        thread.join()
+    over.set()
+    writer.join()
+    assert wrong == []
 
 
 def test_big_string_blobs_are_indexed_and_checked(wire: Wire) -> None:
