@@ -371,7 +371,7 @@ typedef struct RunQueue {
     pthread_cond_t ready;
     int idle;                          /* workers asleep in runqueue_pop */
     Lane *cursor;                      /* round robin: the lane to look at first; NULL = empty */
-    int length;                        /* ops queued */
+    _Atomic int length;                /* ops queued; the holder glances at it without the lock */
     Worker *workers;
     int nworkers;
     bool asked_for_workers;            /* the loader has been told */
