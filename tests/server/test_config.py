@@ -34,7 +34,7 @@ def refused(bare: Server) -> Callable[..., str]:
         with bare.client() as r:
             with pytest.raises(redis.ResponseError):
                 r.execute_command("MODULE", "LOAD", str(module_path()), *module_args)
-            assert r.execute_command("MODULE", "LIST") == []
+            assert "'ai'" not in str(r.execute_command("MODULE", "LIST"))
             with pytest.raises(redis.ResponseError, match="unknown command"):
                 r.execute_command("AI.TENSORSET", "t", "INT8", 1)
         return bare.log()[already:]
@@ -176,7 +176,7 @@ def test_a_backend_named_at_load_time_is_loaded_before_the_server_answers(start_
 def test_config_errors(r: Any, words: str, text: str) -> None:
     with pytest.raises(redis.ResponseError) as failure:
         r.execute_command("AI.CONFIG", *words.split())
-    assert str(failure.value) == text
+    assert str(failure.value).replace("AI.CONFIG", "ai.config") == text  # 6.2 names the command as it was typed
 
 
 def test_config_sets_and_gets(r: Any) -> None:
@@ -264,7 +264,7 @@ def test_info_of_anything_else_is_an_error(r: Any, words: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize("words", [(), ("m", "RESETSTAT", "more")])
 def test_info_counts_its_arguments(r: Any, words: tuple[str, ...]) -> None:
-    with pytest.raises(redis.ResponseError, match=r"wrong number of arguments for 'ai\.info' command"):
+    with pytest.raises(redis.ResponseError, match=r"wrong number of arguments for '(ai\.info|AI\.INFO)' command"):
         r.execute_command("AI.INFO", *words)
 
 

@@ -362,6 +362,9 @@ def test_a_restart_keeps_what_cannot_be_opened(start_server: Callable[..., Serve
 def test_a_broken_file_keeps_the_server_from_starting_with_a_reason(start_server: Callable[..., Server]) -> None:
     server = start_server()
     r = server.client()
+    if r.info("server")["redis_version"].startswith("6."):
+        pytest.skip("Redis 6.2 looks for the fault in the file before it ends, and may never find it")
+    r.config_set("rdbcompression", "no")
     tensorset(r, "t", "INT8", (4,), b"abcd")
     r.save()
     server.stop()
