@@ -202,7 +202,7 @@ typedef struct Program {
 
 Program *program_new(ProgramKind kind, Backend backend, Slice device); /* refs 1; NULL when device is too long */
 Program *program_ref(Program *p);
-void program_unref(Program *p); /* any thread; the last one tells the loader to close the session */
+void program_unref(Program *p); /* any thread, not under ai_lock: the last one tells the loader to close the session */
 void program_list(Program *p, RedisModuleString *key, int db); /* now in the keyspace; holder */
 void program_unlist(Program *p);                              /* no longer; any thread */
 /* Every listed program, newest first. `fn` runs under the list's lock: it takes references and nothing else. Any thread. */
