@@ -97,7 +97,8 @@ class Wire:
 
     def arity(self, command: str) -> Error:
         """What the server says to a wrong number of arguments: from 7.0 with the name as registered, before with the client's spelling."""
-        major = int(re.search(rb"redis_version:(\d+)", self("INFO", "server"))[1])
+        version = re.search(rb"redis_version:(\d+)", self("INFO", "server"))
+        major = int(version[1]) if version else 0
         return Error(f"ERR wrong number of arguments for '{command.lower() if major >= 7 else command}' command")
 
     def only_reply(self, *arguments: bytes | str | int | float) -> Any:
