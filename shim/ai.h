@@ -164,6 +164,10 @@ extern const char *const backend_names[BACKEND_COUNT];
 typedef enum { PROGRAM_MODEL, PROGRAM_SCRIPT } ProgramKind;
 typedef enum { PROGRAM_UNOPENED, PROGRAM_OPENING, PROGRAM_OPEN, PROGRAM_FAILED } ProgramState;
 
+typedef struct LaneList {
+    struct Lane *first, *last;
+} LaneList;
+
 typedef struct Stats { /* AI.INFO; each written by workers, reset by the holder */
     _Atomic int64_t duration_us, samples, calls, errors;
     _Atomic int64_t batches, batched_rows, wait_us; /* our own: batches run, requests in them, time spent in the run queue */
@@ -194,7 +198,8 @@ typedef struct Program {
     uint8_t state;                     /* ProgramState */
     char *open_error;                  /* state FAILED: what a client reads */
     struct Job *waiting, **waiting_tail; /* jobs that wait for the opening */
-    struct Lane *lanes;                /* its lanes in `queue`, newest first */
+    LaneList ripe, unripe;             /* its lanes in `queue`: those that may run, next in turn first; those that wait for company, longest first */
+    struct Program *turn_prev, *turn_next; /* ring of the programs with ops in `queue`; NULL = not in it */
     struct Program *prev, *next;       /* list of programs in the keyspace, newest first (programs_lock) */
     bool listed;
     bool dropped;                      /* its key is gone: requests that wait for a fuller batch run as they are. Under ai_lock */
@@ -350,11 +355,13 @@ void reply_error_line(RedisModuleCtx *ctx, const char *text); /* newlines become
 typedef struct Lane {
     Program *program; /* borrowed: each op holds a reference */
     bool batchable;
+    bool ripe;                    /* which of the program's lists it is in */
     Op *head, *tail;
     int count;
-    int64_t rows;                   /* sum of its ops' rows */
-    struct Lane *prev, *next;       /* ring of the queue's lanes */
-    struct Lane *program_next;      /* other lanes of the program */
+    int64_t rows;                 /* sum of its ops' rows */
+    struct Lane *prev, *next;     /* neighbours in that list */
+    uint64_t hash;                /* of what its ops have in common */
+    struct Lane *same_bucket;
 } Lane;
 
 typedef struct Worker { /* one thread that serves a queue; written by itself */
@@ -366,15 +373,18 @@ typedef struct Worker { /* one thread that serves a queue; written by itself */
     struct Worker *next;
 } Worker;
 
+enum { LANE_BUCKETS = 256 };
+
 typedef struct RunQueue {
     char *device;                      /* upper case; the queue's name */
     pthread_cond_t ready;
     int idle;                          /* workers asleep in runqueue_pop */
-    Lane *cursor;                      /* round robin: the lane to look at first; NULL = empty */
+    Program *turn;                     /* round robin: the program to look at first; NULL = empty */
+    Lane *buckets[LANE_BUCKETS];       /* its lanes by hash */
     _Atomic int length;                /* ops queued; the holder glances at it without the lock */
+    _Atomic int waiting;               /* jobs that wait until a program of this device is open; likewise */
     Worker *workers;
     int nworkers;
-    bool asked_for_workers;            /* the loader has been told */
     struct RunQueue *next;             /* list of all queues, oldest first */
 } RunQueue;
 extern RunQueue *_Atomic runqueues;
@@ -398,10 +408,13 @@ typedef struct BatchLimits {
 bool batch_due(BatchLimits limits, int64_t rows, int64_t oldest_us, int64_t now, int64_t *next_due);
 
 RunQueue *runqueue_of(Slice device);        /* finds or makes the queue; holder */
-bool runqueue_full(RunQueue *q);            /* beyond MAX_QUEUE; holder, no lock: a glance */
+bool runqueue_full(const RunQueue *q);      /* MAX_QUEUE reached; holder, no lock: a glance */
 void runqueue_push(RunQueue *q, Op *op, int64_t now); /* under ai_lock */
 void runqueue_remove(Op *op);               /* under ai_lock */
+void runqueue_release(Program *p);          /* under ai_lock: `p` was dropped, so what waits for company is due */
 Worker *runqueue_attach(RunQueue *q, unsigned long thread); /* worker thread, once */
+/* Under ai_lock, never waits: takes what is due at `now`, else NULL and when to look again (INT64_MAX: when something comes). */
+Batch *runqueue_take(RunQueue *q, Worker *w, int64_t now, int64_t *look_again);
 /* Worker, without the GIL: waits for due ops. NULL when the module is closing. */
 Batch *runqueue_pop(RunQueue *q, Worker *w);
 /* The batch's op inputs: one tensor per input, gathered along dim 0 when n > 1. References go to `into`. NULL, or an error text. */

@@ -57,6 +57,7 @@ static void wait_for_opening(Job *job, Program *p) {
     if (!p->waiting) p->waiting_tail = &p->waiting;
     *p->waiting_tail = job;
     p->waiting_tail = &job->next;
+    p->queue->waiting++;
     loader_want(p, true);
 }
 
@@ -66,6 +67,7 @@ static void stop_waiting(Job *job) {
     while (*at != job) at = &(*at)->next;
     *at = job->next;
     if (!*at) p->waiting_tail = at;
+    p->queue->waiting--;
     job->waits_for = NULL;
     job->next = NULL;
 }
@@ -164,6 +166,7 @@ void program_opened_locked(Program *p, Job **ended) {
     p->waiting = NULL;
     while (job) {
         Job *next = job->next;
+        p->queue->waiting--;
         job->waits_for = NULL;
         job->next = NULL;
         bool ends = job->kind == JOB_GET ? (job->finished = true) : proceed(job);

@@ -103,7 +103,7 @@ void loader_failed(Program *p, Job *store, const char *error) {
     p->open_error = text("%s", error);
     p->state = PROGRAM_FAILED;
     pthread_mutex_unlock(&ai_lock);
-    if (store) store->error = text("%s", error);
+    if (store && !store->error) store->error = text("%s", error);
     opening_ended(p, store);
 }
 

@@ -91,7 +91,7 @@ static void set_listed(Program *p, bool listed) {
 static void set_dropped(Program *p, bool dropped) {
     pthread_mutex_lock(&ai_lock);
     p->dropped = dropped;
-    if (dropped && p->lanes) pthread_cond_signal(&p->queue->ready);
+    if (dropped) runqueue_release(p);
     pthread_mutex_unlock(&ai_lock);
 }
 

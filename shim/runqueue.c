@@ -1,12 +1,15 @@
 /* runqueue.c -- run queues: ops wait here for a worker, and batches form.
  *
  * 1. One queue per device string. Inside it ops wait in LANES: a lane holds, in order of arrival, the ops that may share a batch
- *    (one program, equal dtypes, equal shapes past dim 0). Lanes are served round robin, so a hot model cannot starve another.
- * 2. runqueue_push() runs on any thread under ai_lock and never waits. runqueue_pop() runs on a worker without the GIL and takes a whole
+ *    (one program, equal dtypes, equal shapes past dim 0). Programs are served round robin, and the lanes of a program round robin within
+ *    its turn, so neither a hot model nor one that is called with many shapes can starve another.
+ * 2. A lane is RIPE when it has rows enough, UNRIPE while it waits for company. Unripe lanes are sorted by when their wait ends, and join
+ *    the ripe ones then; so a worker looks at the first lane of each program and never at all of them.
+ * 3. runqueue_push() runs on any thread under ai_lock and never waits. runqueue_pop() runs on a worker without the GIL and takes a whole
  *    batch, so one wakeup and one GIL acquisition serve many requests. Batches form by themselves while workers are busy.
- * 3. When a lane is due is a pure function of numbers and `now` (batch_due). A worker sleeps until the next due time or a wakeup,
+ * 4. When a lane is due is a pure function of numbers and `now` (batch_due). A worker sleeps until the next due time or a wakeup,
  *    never on a fixed tick.
- * 4. A batch takes ops until its rows reach BATCHSIZE; the check comes after adding, so it may pass it (as in 1.2.7).
+ * 5. A batch takes ops until its rows reach BATCHSIZE; the check comes after adding, so it may pass it (as in 1.2.7).
  *
  * Spinning before sleep was measured on two cores: it cost five times the worker's CPU and made latency worse. */
 #include "ai.h"
@@ -47,7 +50,7 @@ RunQueue *runqueue_of(Slice device) {
     return q;
 }
 
-bool runqueue_full(RunQueue *q) { return q->length >= config.max_queue; }
+bool runqueue_full(const RunQueue *q) { return (int64_t)q->length + q->waiting >= config.max_queue; }
 
 /* ---- lanes ---------------------------------------------------------------------------------------------------------------- */
 
@@ -74,43 +77,122 @@ static bool may_share(const Op *a, const Op *b) {
     return true;
 }
 
-static void ring_insert(RunQueue *q, Lane *l) { /* last in the round */
-    if (!q->cursor) {
-        q->cursor = l->prev = l->next = l;
+static uint64_t mix(uint64_t h, uint64_t n) { return (h ^ n) * 0x9E3779B97F4A7C15u; }
+
+/* Equal for ops that may share a lane. */
+static uint64_t hash_of(const Op *op, bool batchable) {
+    uint64_t h = mix(batchable, op->program->id);
+    if (!batchable) return h;
+    h = mix(h, (uint64_t)op->nin << 32 | (unsigned)op->nout);
+    for (int i = 0; i < op->nin; i++) {
+        const Tensor *t = input_of(op, i);
+        h = mix(h, (uint64_t)t->dtype << 8 | t->ndim);
+        for (int d = 1; d < t->ndim; d++) h = mix(h ^ h >> 32, (uint64_t)t->dims[d]);
+    }
+    return h;
+}
+
+static Lane **bucket_of(RunQueue *q, uint64_t hash) { return &q->buckets[hash >> 56]; }
+_Static_assert(LANE_BUCKETS == 256, "bucket_of takes eight bits");
+
+static void ring_insert(RunQueue *q, Program *p) { /* last in the round */
+    if (!q->turn) {
+        q->turn = p->turn_prev = p->turn_next = p;
         return;
     }
-    l->next = q->cursor;
-    l->prev = q->cursor->prev;
-    l->prev->next = l->next->prev = l;
+    p->turn_next = q->turn;
+    p->turn_prev = q->turn->turn_prev;
+    p->turn_prev->turn_next = p->turn_next->turn_prev = p;
 }
 
-static void ring_remove(RunQueue *q, Lane *l) {
-    if (q->cursor == l) q->cursor = l->next == l ? NULL : l->next;
-    l->prev->next = l->next;
-    l->next->prev = l->prev;
+static void ring_remove(RunQueue *q, Program *p) {
+    if (q->turn == p) q->turn = p->turn_next == p ? NULL : p->turn_next;
+    p->turn_prev->turn_next = p->turn_next;
+    p->turn_next->turn_prev = p->turn_prev;
+    p->turn_prev = p->turn_next = NULL;
 }
 
+static LaneList *list_of(Lane *l) { return l->ripe ? &l->program->ripe : &l->program->unripe; }
+
+static void list_remove(Lane *l) {
+    LaneList *list = list_of(l);
+    *(l->prev ? &l->prev->next : &list->first) = l->next;
+    *(l->next ? &l->next->prev : &list->last) = l->prev;
+}
+
+/* Behind `before`; NULL = first. */
+static void list_insert(Lane *l, Lane *before) {
+    LaneList *list = list_of(l);
+    l->prev = before;
+    l->next = before ? before->next : list->first;
+    *(l->prev ? &l->prev->next : &list->first) = l;
+    *(l->next ? &l->next->prev : &list->last) = l;
+}
+
+static bool rows_suffice(BatchLimits limits, int64_t rows) { return rows >= limits.batchsize || rows >= limits.minbatchsize; }
+
+static BatchLimits limits_of(const Program *p) {
+    int64_t wait_us = p->minbatchtimeout > INT64_MAX / 2000 ? INT64_MAX / 2 : p->minbatchtimeout * 1000;
+    return (BatchLimits){ p->batchsize, p->minbatchsize, wait_us };
+}
+
+static bool lane_suffices(const Lane *l) { return !l->batchable || rows_suffice(limits_of(l->program), l->rows); }
+
+/* Puts a lane where it belongs by its rows; how long it has waited is looked at when a worker comes (ripen). Ripe ones join at the end, so
+ * that lanes take turns. A lane that is new waits the shortest, so it is at home after one step of the loop. */
+static void list_place(Lane *l) {
+    l->ripe = lane_suffices(l);
+    Lane *before = list_of(l)->last;
+    while (!l->ripe && before && before->head->queued_us > l->head->queued_us) before = before->prev;
+    list_insert(l, before);
+}
+
+static Lane *lane_new(RunQueue *q, Program *p, bool batchable, uint64_t hash) {
+    Lane *l = RedisModule_Calloc(1, sizeof(*l)), **bucket = bucket_of(q, hash);
+    l->program = p;
+    l->batchable = batchable;
+    l->hash = hash;
+    l->same_bucket = *bucket;
+    *bucket = l;
+    if (!p->turn_next) ring_insert(q, p);
+    return l;
+}
+
+/* The lane is in neither list of its program. */
 static void lane_free(RunQueue *q, Lane *l) {
-    ring_remove(q, l);
-    Lane **at = &l->program->lanes;
-    while (*at != l) at = &(*at)->program_next;
-    *at = l->program_next;
+    Lane **at = bucket_of(q, l->hash);
+    while (*at != l) at = &(*at)->same_bucket;
+    *at = l->same_bucket;
+    Program *p = l->program;
+    if (!p->ripe.first && !p->unripe.first) ring_remove(q, p);
     RedisModule_Free(l);
 }
 
-static Lane *lane_for(RunQueue *q, const Op *op) {
-    Program *p = op->program;
-    bool batchable = op->kind == OP_MODEL && p->batchsize > 0 && op->rows > 0 && op->rows < p->batchsize;
-    Lane *l = p->lanes;
-    while (l && !(l->batchable == batchable && (!batchable || may_share(l->head, op)))) l = l->program_next;
-    if (l) return l;
-    l = RedisModule_Calloc(1, sizeof(*l));
-    l->program = p;
-    l->batchable = batchable;
-    l->program_next = p->lanes;
-    p->lanes = l;
-    ring_insert(q, l);
+/* A lane that was taken out of its list and lost ops. */
+static void lane_put_back(RunQueue *q, Lane *l) {
+    if (l->count) list_place(l);
+    else lane_free(q, l);
+}
+
+/* Rows are small enough that no sum of them overflows. */
+static bool can_be_batched(const Op *op) {
+    return op->kind == OP_MODEL && op->rows > 0 && op->rows < op->program->batchsize && op->rows <= INT32_MAX;
+}
+
+static Lane *lane_find(RunQueue *q, const Op *op, bool batchable, uint64_t hash) {
+    Lane *l = *bucket_of(q, hash);
+    while (l && !(l->hash == hash && l->program == op->program && l->batchable == batchable && (!batchable || may_share(l->head, op))))
+        l = l->same_bucket;
     return l;
+}
+
+static void lane_append(Lane *l, Op *op) {
+    op->lane = l;
+    op->prev = l->tail;
+    *(l->tail ? &l->tail->next : &l->head) = op;
+    l->tail = op;
+    l->count++;
+    l->rows += op->rows;
 }
 
 static void lane_unlink(Lane *l, Op *op) {
@@ -128,31 +210,35 @@ static void lane_unlink(Lane *l, Op *op) {
 
 bool batch_due(BatchLimits limits, int64_t rows, int64_t oldest_us, int64_t now, int64_t *next_due) {
     *next_due = INT64_MAX;
-    if (rows >= limits.batchsize || rows >= limits.minbatchsize) return true;
+    if (rows_suffice(limits, rows)) return true;
     if (limits.minbatchtimeout_us <= 0) return false; /* waits for company as long as it takes */
     if (now - oldest_us > limits.minbatchtimeout_us) return true;
     *next_due = oldest_us + limits.minbatchtimeout_us + 1;
     return false;
 }
 
-static bool lane_due(const Lane *l, int64_t now, int64_t *next_due) {
-    const Program *p = l->program;
-    if (!l->batchable || p->dropped) return true;
-    int64_t wait_us = p->minbatchtimeout > INT64_MAX / 2000 ? INT64_MAX / 2 : p->minbatchtimeout * 1000;
-    return batch_due((BatchLimits){ p->batchsize, p->minbatchsize, wait_us }, l->rows, l->head->queued_us, now, next_due);
+/* Lanes of `p` whose wait is over join the ripe ones. *look_again becomes earlier when the next one's ends before it. */
+static void ripen(Program *p, int64_t now, int64_t *look_again) {
+    int64_t next = INT64_MAX;
+    for (Lane *l; (l = p->unripe.first); ) {
+        if (!p->dropped && !batch_due(limits_of(p), l->rows, l->head->queued_us, now, &next)) break;
+        list_remove(l);
+        l->ripe = true;
+        list_insert(l, p->ripe.last);
+    }
+    if (p->unripe.first && next < *look_again) *look_again = next;
 }
 
-/* The next lane in the round that is due; NULL and when to look again. */
-static Lane *due_lane(RunQueue *q, int64_t now, int64_t *look_again) {
+/* The next program in the round that has a ripe lane; NULL and when to look again. */
+static Program *due_program(RunQueue *q, int64_t now, int64_t *look_again) {
     *look_again = INT64_MAX;
-    Lane *l = q->cursor;
-    if (!l) return NULL;
+    Program *p = q->turn;
+    if (!p) return NULL;
     do {
-        int64_t next;
-        if (lane_due(l, now, &next)) return l;
-        if (next < *look_again) *look_again = next;
-        l = l->next;
-    } while (l != q->cursor);
+        ripen(p, now, look_again);
+        if (p->ripe.first) return p;
+        p = p->turn_next;
+    } while (p != q->turn);
     return NULL;
 }
 
@@ -162,16 +248,17 @@ void runqueue_push(RunQueue *q, Op *op, int64_t now) {
     op->rows = op->kind == OP_MODEL ? rows_of(op) : 0;
     op->queued_us = now;
     op->state = OP_QUEUED;
-    Lane *l = lane_for(q, op);
-    op->lane = l;
-    op->prev = l->tail;
-    if (l->tail) l->tail->next = op;
-    else l->head = op;
-    l->tail = op;
-    l->count++;
-    l->rows += op->rows;
+    bool batchable = can_be_batched(op);
+    uint64_t hash = hash_of(op, batchable);
+    Lane *l = lane_find(q, op, batchable, hash);
+    bool placed = l != NULL;
+    if (!l) l = lane_new(q, op->program, batchable, hash);
+    lane_append(l, op);
+    if (placed && !l->ripe) list_remove(l);
+    if (!placed || !l->ripe) list_place(l);
     q->length++;
-    if (q->idle) pthread_cond_signal(&q->ready); /* the sleeper decides whether it is due */
+    /* An op that only adds to a wait that workers know of wakes nobody. */
+    if (q->idle && (l->ripe || !placed)) pthread_cond_signal(&q->ready);
 }
 
 void runqueue_remove(Op *op) {
@@ -180,7 +267,13 @@ void runqueue_remove(Op *op) {
     lane_unlink(l, op);
     q->length--;
     op->state = OP_WAITING;
-    if (!l->count) lane_free(q, l);
+    if (l->ripe && l->count && lane_suffices(l)) return; /* it keeps its turn */
+    list_remove(l);
+    lane_put_back(q, l);
+}
+
+void runqueue_release(Program *p) {
+    if (p->unripe.first) pthread_cond_signal(&p->queue->ready);
 }
 
 /* ---- pop ------------------------------------------------------------------------------------------------------------------ */
@@ -232,8 +325,9 @@ static Batch *lane_take(RunQueue *q, Worker *w, Lane *l, int64_t now) {
         waited += now - op->queued_us;
     }
     q->length -= b->n;
-    q->cursor = l->next; /* whoever comes next in the round */
-    if (!l->count) lane_free(q, l);
+    q->turn = l->program->turn_next; /* whoever comes next in the round */
+    list_remove(l);
+    lane_put_back(q, l);
     count_batch(&b->program->stats, b->n, waited);
     worker_runs(w, b->program, now);
     b->started_us = now;
@@ -251,19 +345,33 @@ static void wait_for_work(RunQueue *q, int64_t until_us) {
     q->idle--;
 }
 
+Batch *runqueue_take(RunQueue *q, Worker *w, int64_t now, int64_t *look_again) {
+    Program *p = due_program(q, now, look_again);
+    return p ? lane_take(q, w, p->ripe.first, now) : NULL;
+}
+
+/* Ends requests whose TIMEOUT has passed before any of them can start: the timer thread may be as late as we are. */
+static bool expired_some(int64_t now) {
+    const Job *first = heap_first();
+    int64_t unused;
+    if (!first || now <= first->deadline_us) return false;
+    pthread_mutex_unlock(&ai_lock);
+    jobs_expire(now, &unused);
+    pthread_mutex_lock(&ai_lock);
+    return true;
+}
+
 Batch *runqueue_pop(RunQueue *q, Worker *w) {
     Batch *b = NULL;
     pthread_mutex_lock(&ai_lock);
     while (!ai_closing) {
         int64_t now = now_us(), look_again;
-        Lane *l = due_lane(q, now, &look_again);
-        if (l) {
-            b = lane_take(q, w, l, now);
-            if (q->length && q->idle) pthread_cond_signal(&q->ready); /* there may be work for another */
-            break;
-        }
+        if (expired_some(now)) continue;
+        if ((b = runqueue_take(q, w, now, &look_again))) break;
         wait_for_work(q, look_again);
     }
+    /* Work for another, or a due time that this worker will be too busy to keep. */
+    if (b && q->length && q->idle) pthread_cond_signal(&q->ready);
     pthread_mutex_unlock(&ai_lock);
     if (b) watch_started();
     return b;
@@ -308,10 +416,11 @@ const char *batch_gather(Batch *b, int input, Tensor **into) {
 /* Hands each op its slots. Slots of a running op are touched by nobody else until job_op_done, so no lock is needed. */
 static const char *scatter_one(Tensor *output, int k, Batch *b) {
     int64_t from = 0;
+    if (b->n > 1 && (!output->ndim || output->dims[0] != b->rows)) return "ERR Model did not generate the expected batch size";
     for (int i = 0; i < b->n; i++) {
         Op *op = b->ops[i];
         const char *error = NULL;
-        if (k >= op->nout) continue;
+        if (k >= op->nout) return NULL; /* one more than was asked for */
         Tensor *part = b->n == 1 ? tensor_ref(output) : tensor_rows(output, from, op->rows, &error);
         if (!part) return error;
         op->job->plan.slots[op->out[k]] = part;

@@ -41,8 +41,10 @@ class Loader:
 
     def serve(self) -> None:
         """The loader thread: one message after the other until the server stops."""
-        while (message := self._shim.next_message()) is not None:
+        while True:
             try:
+                if (message := self._shim.next_message()) is None:
+                    return
                 self._handle(message)
             except BaseException:  # whatever a library does, the next store must still be served
                 logger.exception("the loader could not finish a task")
@@ -50,7 +52,7 @@ class Loader:
     def _handle(self, message: Any) -> None:
         if isinstance(message, int):
             self._close(message)
-        elif hasattr(message, "blob"):
+        elif hasattr(message, "opened"):  # not `blob`, which would be made to be thrown away
             self._open(message)
         else:
             self._answer_backend(message)
@@ -82,6 +84,7 @@ class Loader:
     def _open(self, opening: Any) -> None:
         key = opening.key
         try:
+            self._workers.ensure(opening.queue)
             opened = self._open_script(opening) if opening.is_script else self._open_model(opening)
         except BackendError as error:
             logger.warning("%s could not be opened: %s", key, error)
@@ -93,7 +96,6 @@ class Loader:
             logger.warning("%s could not be opened: %s: %s", key, type(error).__name__, error)
             opening.failed(f"ERR {type(error).__name__}: {error}")
         else:
-            self._workers.ensure(opening.queue)
             self._sessions[opening.id] = opened
             opening.opened(getattr(opened.session, "inputs", ()), getattr(opened.session, "outputs", ()))
 

@@ -12,12 +12,13 @@ from .sessions import Sessions
 
 def watch(shim: Shim, sessions: Sessions) -> None:
     """The watchdog thread: waits in the shim, without the GIL, until a run is overdue."""
-    while (overdue := shim.next_overdue()) is not None:
-        thread, program, key = overdue
+    while True:
         try:
-            end_run(sessions, thread, program, key)
+            if (overdue := shim.next_overdue()) is None:
+                return
+            end_run(sessions, *overdue)
         except Exception:
-            logger.exception("the watchdog could not end a run of %s", key)
+            logger.exception("the watchdog could not end a run")
 
 
 def end_run(sessions: Sessions, thread: int, program: int, key: str) -> None:

@@ -28,24 +28,32 @@ class Workers:
         self._shim = shim
         self._sessions = sessions
         self._per_queue = per_queue
-        self._served: set[int] = set()
+        self._started: dict[int, int] = {}
 
     def ensure(self, queue: int) -> None:
-        """Starts the queue's threads unless they run; returns when they stand ready. Loader and start-up only."""
-        if queue in self._served:
-            return
-        self._served.add(queue)
-        for _ in range(self._per_queue):
+        """Starts the queue's threads that do not run yet; returns when they stand ready. Loader and start-up only.
+
+        Raises RuntimeError when the machine allows no more threads; the next call tries again.
+        """
+        while self._started.get(queue, 0) < self._per_queue:
             ready = threading.Event()
             threading.Thread(target=self._serve, args=(queue, ready), name="ai-worker", daemon=True).start()
             ready.wait()
+            self._started[queue] = self._started.get(queue, 0) + 1
 
     def _serve(self, queue: int, ready: threading.Event) -> None:
-        worker = self._shim.Worker(queue)
-        ready.set()
+        try:
+            worker = self._shim.Worker(queue)
+        finally:
+            ready.set()
         pop, sessions = worker.pop, self._sessions
-        while (batch := pop()) is not None:
-            answer(batch, sessions)
+        while True:
+            try:
+                while (batch := pop()) is not None:
+                    answer(batch, sessions)
+                return
+            except BaseException:  # the request has been answered; those behind it still need their worker
+                logger.exception("a worker could not take or answer a batch")
 
 
 def answer(batch: Any, sessions: Sessions) -> None:
