@@ -1,0 +1,65 @@
+"""Tensors between the server and a script."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..backends.base import TensorView
+from ..errors import BackendError
+from ..tensor import DTYPES
+
+#: inputs refused with the texts of the original, which clients compare
+_REFUSED = {"UINT16": "Unsupported kUInt bits 16", "STRING": "Unsupported code 7"}
+
+#: dtypes with a name on the wire
+_PLAIN = frozenset(getattr(torch, dtype.name) for dtype in DTYPES.values())
+
+#: dtypes without one and without a numpy form, as libtorch calls them
+_NOT_IN_DLPACK = {
+    torch.bfloat16: "BFloat16",
+    torch.complex32: "ComplexHalf",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
+    torch.qint8: "QInt8",
+    torch.quint8: "QUInt8",
+    torch.qint32: "QInt32",
+}
+
+_from_dlpack = torch._C._from_dlpack
+
+
+def to_tensor(view: TensorView, device: torch.device | None, copy: bool) -> torch.Tensor:
+    """An input as a tensor on `device` (None: the CPU), with memory of its own when `copy` is set. Raises BackendError."""
+    if view.dtype in _REFUSED:
+        raise BackendError(_REFUSED[view.dtype])
+    tensor: torch.Tensor = _from_dlpack(view.__dlpack__())
+    if device is not None:
+        return tensor.to(device)
+    return tensor.clone() if copy else tensor
+
+
+def to_array(tensor: torch.Tensor, where: str) -> np.ndarray[Any, Any]:
+    """A tensor as a C-contiguous array on the CPU, sharing memory where it can. Raises BackendError for a dtype without a wire name."""
+    if tensor.dtype not in _PLAIN:
+        raise BackendError(_refusal(tensor.dtype, where))
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    array: np.ndarray[Any, Any] = tensor.contiguous().numpy(force=True)
+    return array
+
+
+def _refusal(dtype: torch.dtype, where: str) -> str:
+    if dtype in _NOT_IN_DLPACK:
+        return f"{_NOT_IN_DLPACK[dtype]} is not supported by dlpack"
+    return f"ERR {where} returned a tensor of type {str(dtype).removeprefix('torch.')}, which has no RedisAI dtype"
+
+
+def from_array(array: Any, device: torch.device | None) -> torch.Tensor:
+    """A model's output as a tensor on `device`. Raises BackendError for strings and for an output without a tensor form."""
+    if array is None or array.dtype == object:
+        raise BackendError(_REFUSED["STRING"])
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor if device is None else tensor.to(device)
