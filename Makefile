@@ -14,8 +14,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CMAKE = $(shell command -v cmake || echo $(VENV)/bin/cmake)
 build_dir = build/$(shell echo $(BUILD_TYPE) | tr A-Z a-z)
-# A sanitizer build is a package of its own: REDISAI_MODULE=build/asan/tree/redisai_py/redisai.so
-tree = $(if $(filter Release,$(BUILD_TYPE)),$(CURDIR)/redisai_py,$(CURDIR)/$(build_dir)/tree/redisai_py)
+# A sanitizer build gets an environment of its own: REDISAI_MODULE=build/asan/env/redisai.so
+placed = $(if $(filter Release,$(BUILD_TYPE)),-DREDISAI_TREE=$(CURDIR)/redisai_py,-DREDISAI_ENV=$(CURDIR)/$(build_dir)/env)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format bench build prepare clean clean-venv
@@ -49,7 +49,7 @@ bench: build ## Run the benchmarks
 	$(PY) -m benchmarks $(ARGS)
 
 build: prepare ## Build the module into redisai_py/ (warnings are errors)
-	@$(CMAKE) -S . -B $(build_dir) -DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DREDISAI_TREE=$(tree) \
+	@$(CMAKE) -S . -B $(build_dir) -DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DPython_EXECUTABLE=$(CURDIR)/$(PY) $(placed) \
 	  >$(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
 	@$(CMAKE) --build $(build_dir) --parallel 2 >$(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
 

@@ -1,35 +1,56 @@
-# Places freshly built libraries in a package directory, so that a server can load them from there.
+# Places freshly built libraries where a server can load them without an installation.
 #
-# 1. A library is replaced by rename, never written over: a running server has the old file mapped, and would crash on new bytes under it.
-# 2. A library that did not change keeps its file, so nothing that watches it stirs.
-# 3. A directory that is not the checkout's own package becomes a copy of it made of links: a sanitizer build is a whole package of its
-#    own and leaves the ordinary one alone.
+#   TREE=<package directory>   beside the sources of a checkout, with a file that names the interpreter to use
+#   ENV=<directory>            in a virtual environment of its own, whose redisai_py is links to the checkout's and which sees the packages of
+#                              the interpreter it was built with: a sanitizer build that leaves the ordinary one alone. <ENV>/redisai.so
+#                              is what to load
 #
-# cmake -DTREE=<package directory> -DPACKAGE=<redisai_py of the checkout> -DPYTHON=<interpreter> -DLIBRARIES=<a|b> -P place.cmake
+# A library is replaced by rename, never written over: a running server has the old file mapped and would crash on new bytes under it. One
+# that did not change keeps its file.
+#
+# cmake -DTREE=...|-DENV=... -DPACKAGE=<redisai_py of the checkout> -DPYTHON=<interpreter> -DVERSION=<3.11> -DPURELIB=<its packages>
+#       -DLIBRARIES=<a|b> -P place.cmake
 
-file(MAKE_DIRECTORY ${TREE})
-get_filename_component(tree ${TREE} REALPATH)
-get_filename_component(package ${PACKAGE} REALPATH)
+function(place_libraries directory)
+  file(MAKE_DIRECTORY ${directory})
+  string(REPLACE "|" ";" libraries "${LIBRARIES}")
+  foreach(library ${libraries})
+    get_filename_component(name ${library} NAME)
+    execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${library} ${directory}/${name}
+      RESULT_VARIABLE differs OUTPUT_QUIET ERROR_QUIET)
+    if(differs)
+      configure_file(${library} ${directory}/.${name}.new COPYONLY)
+      file(RENAME ${directory}/.${name}.new ${directory}/${name})
+      message(STATUS "placed ${directory}/${name}")
+    endif()
+  endforeach()
+endfunction()
 
-if(NOT tree STREQUAL package)
-  file(GLOB sources RELATIVE ${package} ${package}/*)
+function(link_package directory)
+  file(MAKE_DIRECTORY ${directory})
+  file(GLOB sources RELATIVE ${PACKAGE} ${PACKAGE}/*)
   list(FILTER sources EXCLUDE REGEX "(\\.so|\\.python|__pycache__)$")
   foreach(source ${sources})
-    file(CREATE_LINK ${package}/${source} ${tree}/${source} SYMBOLIC)
+    file(CREATE_LINK ${PACKAGE}/${source} ${directory}/${source} SYMBOLIC)
   endforeach()
+endfunction()
+
+if(TREE)
+  place_libraries(${TREE})
+  file(WRITE ${TREE}/.redisai.python.new "${PYTHON}\n")
+  file(RENAME ${TREE}/.redisai.python.new ${TREE}/redisai.python)
 endif()
 
-string(REPLACE "|" ";" libraries "${LIBRARIES}")
-foreach(library ${libraries})
-  get_filename_component(name ${library} NAME)
-  execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${library} ${tree}/${name} RESULT_VARIABLE differs OUTPUT_QUIET ERROR_QUIET)
-  if(differs)
-    configure_file(${library} ${tree}/.${name}.new COPYONLY)
-    file(RENAME ${tree}/.${name}.new ${tree}/${name})
-    message(STATUS "placed ${tree}/${name}")
+if(ENV)
+  set(packages ${ENV}/lib/python${VERSION}/site-packages)
+  if(NOT EXISTS ${packages})
+    execute_process(COMMAND ${PYTHON} -m venv --without-pip ${ENV} RESULT_VARIABLE failed)
+    if(failed)
+      message(FATAL_ERROR "could not make the environment ${ENV}")
+    endif()
   endif()
-endforeach()
-
-# interp.c reads this where the library does not lie in an environment's site-packages.
-file(WRITE ${tree}/.redisai.python.new "${PYTHON}\n")
-file(RENAME ${tree}/.redisai.python.new ${tree}/redisai.python)
+  file(WRITE ${packages}/base.pth "${PURELIB}\n")
+  link_package(${packages}/redisai_py)
+  place_libraries(${packages}/redisai_py)
+  file(CREATE_LINK ${packages}/redisai_py/redisai.so ${ENV}/redisai.so SYMBOLIC)
+endif()

@@ -18,5 +18,6 @@ facts = (
     sysconfig.get_config_var("EXT_SUFFIX"),  # of extension modules
     soname,  # what the shared library is called
     sysconfig.get_config_var("LIBDIR") or "",  # where it was when Python was built
+    sysconfig.get_path("purelib"),  # installed packages
 )
 print(";".join(facts), end="")
