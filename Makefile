@@ -18,7 +18,7 @@ build_dir = build/$(shell echo $(BUILD_TYPE) | tr A-Z a-z)
 placed = $(if $(filter Release,$(BUILD_TYPE)),-DREDISAI_TREE=$(CURDIR)/redisai_py,-DREDISAI_ENV=$(CURDIR)/$(build_dir)/env)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench build prepare clean clean-venv
+.PHONY: help run test test-asan test-tsan check format bench build prepare clean clean-venv
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,22 @@ test: EXTRAS := all,test
 test: build ## Install, build and run all tests
 	@$(PY) tools/servers.py
 	$(PY) -m pytest $(ARGS)
+
+test-asan: BUILD_TYPE := ASAN
+test-tsan: BUILD_TYPE := TSAN
+test-asan test-tsan: EXTRAS := all,test
+test-asan: build ## The tests on real servers, under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(sanitized)
+test-tsan: build ## The tests on real servers, under ThreadSanitizer
+	$(sanitized)
+
+# Valkey and other servers are left out: see tools/sanitized-server. A report fails the run although every test passed.
+define sanitized
+rm -f $(build_dir)/report.*
+SANITIZER=$(notdir $(build_dir)) REDISAI_TEST_SERVER=$(CURDIR)/tools/sanitized-server REDISAI_MODULE=$(CURDIR)/$(build_dir)/env/redisai.so \
+  $(PY) -m pytest tests/server --ignore=tests/server/test_server_matrix.py $(ARGS); status=$$?; \
+  ! grep -s -A 40 -E 'ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error:' $(build_dir)/report.* && exit $$status
+endef
 
 check: EXTRAS := all,dev,test
 check: build ## Formatting, lint, types and C warnings
