@@ -122,13 +122,17 @@ static void section_load_time_configs(RedisModuleInfoCtx *info) {
     RedisModule_InfoAddFieldLongLong(info, "backend_memory_limit", config.backend_memory_limit);
 }
 
-/* Any text as a value that tools can split. */
+/* Any text as one that tools can split: versions come from libraries, devices from clients. */
+static const char *as_word(char *into, size_t room, const char *s) {
+    size_t n = 0;
+    for (; s[n] && n < room - 1; n++) into[n] = s[n] == '#' || (unsigned char)s[n] <= ' ' ? '_' : s[n];
+    into[n] = '\0';
+    return n ? into : "NA";
+}
+
 static void add_word(RedisModuleInfoCtx *info, const char *field, const char *value) {
     char word[512];
-    size_t n = 0;
-    for (; value[n] && n < sizeof word - 1; n++) word[n] = value[n] == '#' || (unsigned char)value[n] <= ' ' ? '_' : value[n];
-    word[n] = '\0';
-    RedisModule_InfoAddFieldCString(info, field, n ? word : "NA");
+    RedisModule_InfoAddFieldCString(info, field, as_word(word, sizeof word, value));
 }
 
 /* Most runs that can go on at once: one per worker. */
@@ -192,10 +196,10 @@ static QueueView queue_look(RunQueue *q) {
 static void add_queue_cpu(RedisModuleInfoCtx *info, RunQueue *q) {
     Worker *w = queue_look(q).workers;
     for (int i = 1; w || i <= config.threads_per_queue; i++) {
-        char field[96];
+        char device[64], field[128];
         struct timespec used = {0};
         if (w) clock_gettime(w->cpu_clock, &used);
-        snprintf(field, sizeof field, "queue_%s_bthread_n%d_used_cpu_total", q->device, i);
+        snprintf(field, sizeof field, "queue_%s_bthread_n%d_used_cpu_total", as_word(device, sizeof device, q->device), i);
         add_seconds(info, field, used.tv_sec, used.tv_nsec / 1000);
         if (w) w = w->next;
     }
@@ -243,8 +247,8 @@ static void section_queues(RedisModuleInfoCtx *info) {
             int n;
         } fields[] = {{"length", v.length}, {"workers", v.nworkers}, {"idle_workers", v.idle}};
         for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-            char field[96];
-            snprintf(field, sizeof field, "queue_%s_%s", q->device, fields[i].what);
+            char device[64], field[128];
+            snprintf(field, sizeof field, "queue_%s_%s", as_word(device, sizeof device, q->device), fields[i].what);
             RedisModule_InfoAddFieldLongLong(info, field, fields[i].n);
         }
     }

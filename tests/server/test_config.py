@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,6 +231,21 @@ def test_a_backend_can_be_asked_for_where_nobody_may_wait(start_server: Callable
     wait_until(lambda: r.info("ai_backends_info"), "the backend")
 
 
+FAULT = {"REDISAI_TEST_BACKEND": "fault"}  # backends whose library is not installed
+
+
+def test_a_backend_that_is_not_installed_is_an_error(start_server: Callable[..., Server]) -> None:
+    r = start_server(env=FAULT).client()
+    with pytest.raises(redis.ResponseError, match=r"^error loading backend$"):
+        r.execute_command("AI.CONFIG", "LOADBACKEND", "TORCH", "redisai_torch.so")
+    assert r.info("ai_backends_info") == {}
+
+
+def test_a_backend_named_at_load_time_that_is_not_installed_ends_the_start(start_server: Callable[..., Server]) -> None:
+    with pytest.raises(AssertionError, match="TORCH"):
+        start_server(module_args=("TORCH", "redisai_torch.so"), env=FAULT)
+
+
 # ---- AI.INFO -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +286,54 @@ def test_info_counts_its_arguments(r: Any, words: tuple[str, ...]) -> None:
         r.execute_command("AI.INFO", *words)
 
 
+def test_info_counts_runs_of_a_model(r: Any) -> None:
+    for key, op in (("good", {"op": "echo"}), ("bad", {"op": "raise", "text": "no"})):
+        r.execute_command("AI.MODELSTORE", key, "ONNX", "CPU", "BLOB", json.dumps(op))
+    r.execute_command("AI.TENSORSET", "t", "INT8", 5, 2)
+    for _ in range(3):
+        r.execute_command("AI.MODELEXECUTE", "good", "INPUTS", 1, "t", "OUTPUTS", 1, "out")
+    with pytest.raises(redis.ResponseError):
+        r.execute_command("AI.MODELEXECUTE", "bad", "INPUTS", 1, "t", "OUTPUTS", 1, "out")
+    good, bad = (r.execute_command("AI.INFO", key)[10:] for key in ("good", "bad"))
+    assert good[0::2] == [b"duration", b"samples", b"calls", b"errors"]
+    assert good[1] > 0 and good[3::2] == [15, 3, 0]
+    assert bad[1::2] == [0, 0, 1, 1]
+    with pytest.raises(redis.ResponseError):
+        r.execute_command("AI.MODELEXECUTE", "good", "INPUTS", 1, "missing", "OUTPUTS", 1, "out")
+    assert r.execute_command("AI.INFO", "good")[15] == 3, "a command that is refused is no call"
+    r.copy("good", "copy")
+    assert r.execute_command("AI.INFO", "copy")[15] == 0
+    r.rename("good", "renamed")
+    assert r.execute_command("AI.INFO", "renamed")[15] == 3
+    assert r.execute_command("AI.INFO", "renamed", "RESETSTAT") == b"OK"
+    assert r.execute_command("AI.INFO", "renamed")[11::2] == [0, 0, 0, 0]
+
+
+def test_info_stats_tells_how_requests_were_batched(r: Any, tmp_path: Path) -> None:
+    """Four requests wait while a fifth holds the only worker, and then run as one batch."""
+    gate = tmp_path / "gate"
+    r.execute_command("AI.MODELSTORE", "gate", "ONNX", "CPU", "BLOB", json.dumps({"op": "gate", "path": str(gate)}))
+    r.execute_command("AI.MODELSTORE", "m", "ONNX", "CPU", "BATCHSIZE", 100, "BLOB", json.dumps({"op": "echo"}))
+    r.execute_command("AI.TENSORSET", "t", "INT8", 3, 2)
+    with ThreadPoolExecutor(5) as pool:
+        held = pool.submit(r.execute_command, "AI.MODELEXECUTE", "gate", "INPUTS", 1, "t", "OUTPUTS", 1, "held")
+        wait_until(lambda: r.info("ai_runtime")["ai_jobs_in_flight"] == 1 and r.info("ai_queues")["ai_queue_CPU_length"] == 0)
+        words = ("AI.MODELEXECUTE", "m", "INPUTS", 1, "t", "OUTPUTS", 1)
+        waiting = [pool.submit(r.execute_command, *words, f"out{i}") for i in range(4)]
+        wait_until(lambda: r.info("ai_queues")["ai_queue_CPU_length"] == 4)
+        gate.touch()
+        assert [w.result(60) for w in [held, *waiting]] == [b"OK"] * 5
+    reply = r.execute_command("AI.INFO", "m", "STATS")
+    got = {name.decode(): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
+    assert got.pop("wait_us") > 0
+    assert got == {"key": b"m", "batches": 1, "batched_requests": 4, "batch_sizes": [4, 1]}
+
+
 # ---- INFO --------------------------------------------------------------------------------------------------------------------------
+
+
+#: in their order: first the server's own and the five that have always been, then ours
+SECTIONS = ["Modules", "ai_versions", "ai_git", "ai_load_time_configs", "ai_backends_info", "ai_cpu", "ai_runtime", "ai_queues"]
 
 
 def sections(text: str) -> list[tuple[str, dict[str, str]]]:
@@ -292,7 +357,7 @@ def info_text(client: Any, section: str) -> str:
 def test_info_sections_keep_their_places(start_server: Callable[..., Server]) -> None:
     r = start_server(module_args=("THREADS_PER_QUEUE", "2")).client()
     found = sections(info_text(r, "modules"))
-    assert [name for name, _ in found][:6] == ["Modules", "ai_versions", "ai_git", "ai_load_time_configs", "ai_backends_info", "ai_cpu"]
+    assert [name for name, _ in found] == SECTIONS
     assert found[1][1] == {"ai_RedisAI_version": "1.2.7", "ai_low_level_API_version": "1", "ai_rdb_version": "4"}
     assert list(found[2][1]) == ["ai_git_sha"]
     assert list(found[3][1]) == [
@@ -308,13 +373,19 @@ def test_info_sections_keep_their_places(start_server: Callable[..., Server]) ->
     assert list(cpu)[:6] == processes
     assert {"ai_queue_CPU_bthread_n1_used_cpu_total", "ai_queue_CPU_bthread_n2_used_cpu_total"} <= set(cpu)
     assert all(re.fullmatch(r"\d+\.\d{6}", value) for value in cpu.values())
-    assert [name for name, _ in found][6:] == ["ai_runtime", "ai_queues"]
 
 
 def test_info_ai_shows_our_sections_and_plain_info_does_not(r: Any) -> None:
     assert "# ai_versions" in info_text(r, "ai")
     assert info_text(r, "ai_git").split()[:2] == ["#", "ai_git"]
     assert "ai_versions" not in info_text(r, "default")
+
+
+def test_a_devices_name_cannot_break_the_lines_of_info(r: Any) -> None:
+    r.restore("s", 0, rdb.script("def f(a):\n    return a\n", device="CPU #1\r\n# ai_forged\r\nx:1"))
+    found = sections(info_text(r, "modules"))
+    assert [name for name, _ in found] == SECTIONS
+    assert "ai_queue_CPU__1____AI_FORGED__X" in found[-1][1]
 
 
 def test_runtime_section(r: Any) -> None:
@@ -326,7 +397,7 @@ def test_runtime_section(r: Any) -> None:
 
 
 def test_a_crash_report_shows_our_sections(start_server: Callable[..., Server]) -> None:
-    server = start_server()
+    server = start_server("--crash-memcheck-enabled", "no")
     with pytest.raises(redis.ConnectionError):
         server.client(retry=None).execute_command("DEBUG", "SEGFAULT")
     server.process.wait(60)

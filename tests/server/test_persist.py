@@ -396,6 +396,22 @@ def test_a_replica_holds_the_same_values(start_server: Callable[..., Server], di
     assert dumps(r).keys() == dumps(m).keys()
 
 
+def test_a_replica_opens_nothing_until_it_is_a_master(start_server: Callable[..., Server]) -> None:
+    master, replica = start_server("--repl-diskless-sync-delay", "0"), start_server()
+    m, r = master.client(), replica.client()
+    m.restore("before", 0, rdb.model("ONNX", echo_model().encode()))
+    r.replicaof("127.0.0.1", master.port)
+    wait_until(lambda: r.info("replication")["master_link_status"] == "up", "the link")
+    m.execute_command("AI.MODELSTORE", "after", "ONNX", "CPU", "BLOB", echo_model())
+    m.restore("restored", 0, rdb.model("ONNX", echo_model().encode()))
+    m.copy("after", "copied")
+    m.wait(1, 5000)
+    assert len(r.execute_command("AI._MODELSCAN")) == 4
+    assert r.info("ai_runtime")["ai_loads_done"] == 0
+    r.replicaof("NO", "ONE")
+    wait_until(lambda: r.info("ai_runtime")["ai_loads_done"] == 4)
+
+
 # ---- copies, names, memory ---------------------------------------------------------------------------------------------------------
 
 
