@@ -122,7 +122,7 @@ void loader_backend_done(Backend b, const char *version, Job *job) {
     if (version) {
         const char *path = config.backend_path[b];
         versions[b] = text("%s", version);
-        ai_log("notice", "%s backend loaded from %s", backend_names[b], path ? path : "its installed package");
+        if (path) ai_log("notice", "%s backend loaded from %s", backend_names[b], path); /* the package's own line follows */
     } else if (job) {
         job->error = text("ERR error loading backend");
     }
