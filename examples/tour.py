@@ -74,7 +74,7 @@ def show(pixels: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], label: int)
     best = int(scores.argmax())
     rows = ["".join(SHADES[int(pixel * (len(SHADES) - 1) / 16)] * 2 for pixel in row) for row in pixels.reshape(8, 8)]
     beside = [f"{digit}  {score:6.1%} {'#' * round(score * 30)}" for digit, score in enumerate(scores) if score >= 0.0005]
-    beside = ["", *beside[:5], "", f"It is a {best}; the label says {label}."]
+    beside = ["", *beside[:5], "", f"Digit {best}; the label says {label}."]
     for row, line in zip(rows, beside + [""] * (len(rows) - len(beside)), strict=True):
         print(f"    |{row}|   {line}".rstrip())
 
