@@ -38,6 +38,7 @@ from .threads import threads_per_run
 #: operators that may wait or go on for ever when they are fed made-up values
 ENDLESS = re.compile(r"While|NextIteration|Dataset|Iterator|Queue|[Ss]tage|Peek|Barrier|Mutex|^Batch$|^BatchFunction$|^Unbatch$")
 Array = np.ndarray[Any, Any]
+Ends = list[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Library:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A graph in a session, with the tensors that are fed and fetched under the names the client knows, in the client's order."""
+    """A graph in a session, and what is fed and fetched: a tensor with the name the client knows it by, in the client's order."""
 
     session: Any
-    feeds: Mapping[str, Any]
-    fetches: Mapping[str, Any]
+    feeds: Ends
+    fetches: Ends
     operators: frozenset[str]  # in the graph and in the functions it calls
 
 
@@ -67,8 +68,8 @@ class TensorFlowBackend:
     package: ClassVar[str] = "tensorflow-cpu"
     batch_mismatch: ClassVar[str] = "ERR Tensorflow batching error: model did not generate the expected batch size"
 
-    def __init__(self, library: Library, version: str) -> None:
-        self.version = version
+    def __init__(self, library: Library, version: str, origin: str) -> None:
+        self.version, self.origin = version, origin
         self._library = library
 
     @classmethod
@@ -86,7 +87,7 @@ class TensorFlowBackend:
             registry = OpList.FromString(pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList()))
             gpus = len(tf.config.list_physical_devices("GPU"))
         refused = tf_ops.verdicts(registry.op)
-        return cls(Library(tf.compat.v1, tf.errors.OpError, CallableOptions, SavedModel, refused, gpus), tf.__version__)
+        return cls(Library(tf.compat.v1, tf.errors.OpError, CallableOptions, SavedModel, refused, gpus), tf.__version__, tf.__path__[0])
 
     def open(self, blob: bytes, spec: ModelSpec, settings: Settings) -> TensorFlowSession:
         """Imports a graph and warms it up. Raises BackendError."""
@@ -131,7 +132,7 @@ class Loader:
         return loaded if bundle.initialiser else self._frozen(loaded, bundle)
 
     def _frozen(self, loaded: Loaded, bundle: tf_saved_model.Bundle) -> Loaded:
-        ends = [tensor.name for tensor in (*loaded.feeds.values(), *loaded.fetches.values())]
+        ends = [tensor.name for _, tensor in (*loaded.feeds, *loaded.fetches)]
         definition = tf_saved_model.frozen(self._tf1, loaded.session, ends)
         if definition is None:
             return loaded
@@ -151,12 +152,9 @@ class Loader:
         return definition
 
     def _check_operators(self, definition: Any, confined: frozenset[str] = frozenset()) -> None:
-        if self._settings.allow_file_ops:
-            return
-        table = {name: reason for name, reason in self._library.refused.items() if name not in confined}
-        if found := tf_ops.refused(definition, table):
-            operator, reason = found
-            raise BackendError(f"ERR op {operator} is not allowed: {reason}")
+        found = tf_ops.refused(definition, self._library.refused, confined=confined, files=self._settings.allow_file_ops)
+        if found:
+            raise BackendError("ERR op {} is not allowed: {}".format(*found))
 
     def _imported(self, definition: Any) -> Any:
         if self._device.index is not None:
@@ -170,12 +168,12 @@ class Loader:
             raise BackendError(sentence(error)) from None
         return graph
 
-    def _bound(self, graph: Any, bundle: tf_saved_model.Bundle | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _bound(self, graph: Any, bundle: tf_saved_model.Bundle | None = None) -> tuple[Ends, Ends]:
         """The tensors to feed and to fetch. Names of a bundle's signature come first, then those of operations."""
         operations = {operation.name: operation for operation in graph.get_operations()}
         signature = (bundle.inputs, bundle.outputs) if bundle else ({}, {})
         feeds, fetches = (
-            {name: graph.get_tensor_by_name(named[name]) if name in named else find(operations, name) for name in wanted or named}
+            [(name, graph.get_tensor_by_name(named[name]) if name in named else find(operations, name)) for name in wanted or named]
             for find, named, wanted in zip((placeholder, output), signature, (self._spec.inputs, self._spec.outputs), strict=True)
         )
         return feeds, fetches
@@ -234,14 +232,13 @@ class TensorFlowSession:
     """An open graph. run() may be called by any number of threads at once."""
 
     def __init__(self, library: Library, loaded: Loaded, settings: Settings) -> None:
-        self.inputs: Sequence[str] = tuple(loaded.feeds)
-        self.outputs: Sequence[str] = tuple(loaded.fetches)
+        self.inputs: Sequence[str] = [name for name, _ in loaded.feeds]
+        self.outputs: Sequence[str] = [name for name, _ in loaded.fetches]
         self._session, self._error = loaded.session, library.error
-        self._feeds = list(loaded.feeds.values())
-        self._refusal = next(filter(None, map(unnamed_dtype, loaded.fetches.values())), None)
-        options = library.callable_options(
-            feed=[tensor.name for tensor in self._feeds], fetch=[tensor.name for tensor in loaded.fetches.values()]
-        )
+        self._feeds = [tensor for _, tensor in loaded.feeds]
+        fetches = [tensor for _, tensor in loaded.fetches]
+        self._refusal = next(filter(None, map(unnamed_dtype, fetches)), None)
+        options = library.callable_options(feed=[tensor.name for tensor in self._feeds], fetch=[tensor.name for tensor in fetches])
         options.run_options.inter_op_thread_pool = 0 if settings.inter_op > 1 else -1
         try:
             self._call = self._session._make_callable_from_options(options)

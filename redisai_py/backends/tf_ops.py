@@ -27,7 +27,7 @@ FILES, NETWORK, PYTHON, DEBUGGER = (
     "it runs Python code",
     "it hands tensors to a debugger",
 )
-PROGRAM = "it runs a program that is not part of the graph"
+PROGRAM, ENDS = "it runs a program that is not part of the graph", "it ends the process"
 
 
 def _names(text: str) -> frozenset[str]:
@@ -62,8 +62,11 @@ REFUSED: dict[str, frozenset[str]] = {
         DebugGradientIdentity DebugGradientRefIdentity
     """),
     PROGRAM: _names("DatasetFromGraph DeserializeIterator MlirPassthroughOp XlaCallModule XlaCustomCall XlaCustomCallV2"),
-    "it ends the process": _names("Abort"),
+    ENDS: _names("Abort"),
 }
+
+#: reasons that stand also where the configuration allows file operators: no model needs these operators
+ALWAYS = frozenset({PYTHON, DEBUGGER, ENDS})
 
 Attributes = Mapping[str, Any]  # of a NodeDef: name -> AttrValue
 
@@ -172,15 +175,23 @@ def words(op: Any) -> Iterator[str]:
     yield from (attribute.name for attribute in op.attr)
 
 
-def refused(graph_def: Any, table: Mapping[str, str]) -> tuple[str, str] | None:
-    """The first operator of a GraphDef, or of a function in its library, that may not be used, and why. `table` is from verdicts()."""
+def refused(
+    graph_def: Any, table: Mapping[str, str], *, confined: frozenset[str] = frozenset(), files: bool = False
+) -> tuple[str, str] | None:
+    """The first operator of a GraphDef, or of a function in its library, that may not be used, and why.
+
+    `table` is from verdicts(); `confined` are operators whose file names were made harmless; with `files` only ALWAYS counts.
+    """
     for node in nodes(graph_def):
-        condition = CONDITIONS.get(node.op)
-        if condition and condition(node.attr):
-            return node.op, FILES
-        if node.op in table:
-            return node.op, table[node.op]
+        reason = table.get(node.op) or conditional(node)
+        if reason and node.op not in confined and (reason in ALWAYS or not files):
+            return node.op, reason
     return None
+
+
+def conditional(node: Any) -> str | None:
+    condition = CONDITIONS.get(node.op)
+    return FILES if condition and condition(node.attr) else None
 
 
 def operators(graph_def: Any) -> frozenset[str]:

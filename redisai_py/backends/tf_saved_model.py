@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def unpacked(blob: bytes) -> Iterator[Path]:
                 if sum(member.file_size for member in archive.infolist()) > UNPACKED_LIMIT:
                     raise BackendError(f"ERR the SavedModel unpacks to more than {UNPACKED_LIMIT} bytes")
                 archive.extractall(folder)  # zipfile itself keeps absolute and dotted names inside the folder
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, OSError, EOFError, ValueError) as error:
             raise BackendError(f"ERR cannot unpack the SavedModel: {error}") from None
         yield Path(folder) / root
 

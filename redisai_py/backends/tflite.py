@@ -58,6 +58,7 @@ class TfliteBackend:
 
     def __init__(self, interpreter: Callable[..., Any]) -> None:
         self._interpreter = interpreter
+        self.origin = interpreter.__module__  # for the log: which of LIBRARIES it is
 
     @classmethod
     def load(cls, settings: Settings, meter: Meter) -> TfliteBackend:
