@@ -491,6 +491,7 @@ Program *redis_model(Job *job, Slice key, const char **error);
 /* ---- persist.c: RDB, AOF and the other callbacks of the three data types -------------------------------------------- */
 
 int persist_register(RedisModuleCtx *ctx); /* types, their callbacks and the module's options; logs and returns ERR when it cannot */
+void persist_subscribe(RedisModuleCtx *ctx); /* to what changes which programs are in the keyspace */
 /* Asks the loader for every program in the keyspace that is not open yet: after loading has ended on a master, and on promotion. Holder. */
 void persist_open_all(void);
 

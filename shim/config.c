@@ -8,7 +8,7 @@
 
 enum { MIB = 1024 * 1024 };
 
-Config config = {
+static const Config defaults = {
     .threads_per_queue = 1,
     .model_execution_timeout = 5000,
     .model_chunk_size = 511 * MIB,
@@ -17,6 +17,7 @@ Config config = {
     .max_script_bytes = 16 * MIB,
     .max_queue = 65536,
 };
+Config config;
 
 /* ---- values --------------------------------------------------------------------------------------------------------- */
 
@@ -185,6 +186,7 @@ static void default_backends_path(void) {
 }
 
 int config_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    config = defaults; /* after a load that failed as well */
     default_backends_path();
     Slice *words = RedisModule_Alloc((size_t)(2 * argc + 1) * sizeof *words);
     int n = split_arguments(argv, argc, words);

@@ -153,12 +153,19 @@ static void subscribe(RedisModuleCtx *ctx) {
     /* 7.0 and later tell before each sleep; 6.2 only ten times a second. */
     if (ai_server_version >= SERVER_7_0) RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){ EVENT_EVENTLOOP, 1 }, on_loop);
     else RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){ EVENT_CRON_LOOP, 1 }, on_cron);
+    persist_subscribe(ctx);
     ai_is_replica = (RedisModule_GetContextFlags(ctx) & CTX_SLAVE) != 0;
 }
 
 /* ---- load ------------------------------------------------------------------------------------------------------------------------ */
 
 static int start(RedisModuleCtx *ctx) {
+    static bool begun;
+    if (begun) {
+        ai_log("warning", "an earlier load failed after Python had started: the server has to be restarted");
+        return REDISMODULE_ERR;
+    }
+    begun = true;
     runqueue_of((Slice){ "CPU", 3 });
     int failed = timer_start();
     if (failed) {
@@ -172,7 +179,7 @@ static int start(RedisModuleCtx *ctx) {
     return REDISMODULE_ERR;
 }
 
-__attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+static int load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     const char *missing = redis_api_load(ctx);
     if (RedisModule_IsModuleNameBusy && RedisModule_IsModuleNameBusy("ai")) return REDISMODULE_ERR;
     if (!RedisModule_SetModuleAttribs_) return REDISMODULE_ERR;
@@ -187,7 +194,15 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     ai_can_trim = arguments_may_be_kept(ctx);
     if (RedisModule_RegisterInfoFunc(ctx, stats_info) != REDISMODULE_OK) return REDISMODULE_ERR;
     if (persist_register(ctx) != REDISMODULE_OK || register_commands(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
-    if (config_load(ctx, argv, argc) != REDISMODULE_OK) return REDISMODULE_ERR;
+    if (config_load(ctx, argv, argc) != REDISMODULE_OK || start(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
     subscribe(ctx);
-    return start(ctx);
+    return REDISMODULE_OK;
+}
+
+/* MODULE LOAD on a running server may fail at any step, and the server lives on. It forgets commands and types of a module that failed, but
+ * (before 7.2) not what was subscribed to: that comes last. Our threads stay, and therefore our code (-z nodelete in CMakeLists.txt). */
+__attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    int loaded = load(ctx, argv, argc);
+    if (loaded != REDISMODULE_OK) ai_log_ctx = NULL; /* names the module, which is about to be freed */
+    return loaded;
 }

@@ -635,6 +635,10 @@ int persist_register(RedisModuleCtx *ctx) {
         ai_log("warning", "can not initialize %s dt", types[i].what);
         return REDISMODULE_ERR;
     }
+    return REDISMODULE_OK;
+}
+
+void persist_subscribe(RedisModuleCtx *ctx) {
     RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){EVENT_FLUSHDB, 1}, on_flush);
-    return RedisModule_SubscribeToKeyspaceEvents(ctx, NOTIFY_GENERIC, program_moved);
+    RedisModule_SubscribeToKeyspaceEvents(ctx, NOTIFY_GENERIC, program_moved);
 }

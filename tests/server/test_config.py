@@ -14,6 +14,7 @@ import rdb_payload as rdb
 import redis
 from servers import Server, default_binary, module_path, running, wait_until
 
+ALLOW_MODULE_COMMAND = [] if "redis-6.2" in str(default_binary()) else ["--enable-module-command", "yes"]
 CHUNK = 511 * 1024 * 1024
 
 
@@ -23,8 +24,7 @@ CHUNK = 511 * 1024 * 1024
 @pytest.fixture(scope="module")
 def bare() -> Iterator[Server]:
     """A server without the module, into which it can be loaded."""
-    allow = [] if "redis-6.2" in str(default_binary()) else ["--enable-module-command", "yes"]
-    with running(*allow, load_module=False) as server:
+    with running(*ALLOW_MODULE_COMMAND, load_module=False) as server:
         yield server
 
 
@@ -244,6 +244,31 @@ def test_a_backend_that_is_not_installed_is_an_error(start_server: Callable[...,
 def test_a_backend_named_at_load_time_that_is_not_installed_ends_the_start(start_server: Callable[..., Server]) -> None:
     with pytest.raises(AssertionError, match="TORCH"):
         start_server(module_args=("TORCH", "redisai_torch.so"), env=FAULT)
+
+
+def test_a_load_that_fails_late_leaves_the_server_running(start_server: Callable[..., Server]) -> None:
+    """By then there are threads, which nobody can end. What was subscribed to must be gone, too: hence the RENAME and the FLUSHALL."""
+    server = start_server(*ALLOW_MODULE_COMMAND, load_module=False, env=FAULT)
+    r = server.client()
+    for _ in range(2):
+        with pytest.raises(redis.ResponseError):
+            r.execute_command("MODULE", "LOAD", str(module_path()), "TORCH", "redisai_torch.so")
+        r.set("a", 1)
+        r.rename("a", "b")
+        r.flushall()
+        r.info("everything")
+    assert "Could not load TORCH backend" in server.log()
+    assert "an earlier load failed after Python had started: the server has to be restarted" in server.log()
+
+
+def test_a_load_that_is_refused_can_be_tried_again(start_server: Callable[..., Server]) -> None:
+    r = start_server(*ALLOW_MODULE_COMMAND, load_module=False, env={"REDISAI_TEST_BACKEND": "echo"}).client()
+    for wrong in (("TORCH", "redisai_torch.so", "MAX_QUEUE", "none"), ("THREADS_PER_QUEUE", "3", "odd")):
+        with pytest.raises(redis.ResponseError):
+            r.execute_command("MODULE", "LOAD", str(module_path()), *wrong)
+    assert r.execute_command("MODULE", "LOAD", str(module_path()), "TORCH", "redisai_torch.so") == b"OK"
+    assert r.info("ai_load_time_configs")["ai_threads_per_queue"] == 1
+    assert "ai_Torch_version" in r.info("ai_backends_info")
 
 
 # ---- AI.INFO -----------------------------------------------------------------------------------------------------------------------
