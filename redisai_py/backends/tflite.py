@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import math
 import os
 import warnings
 import zlib
@@ -47,6 +48,7 @@ PROBE = zlib.decompress(
 
 #: numpy type of a tensor's details -> wire name
 WIRE_NAMES: dict[Any, str] = {dtype.type: name for name, dtype in DTYPES.items()} | {np.bytes_: "STRING"}
+WARM_UP_ELEMENTS = 1 << 24  # a model whose inputs are larger opens cold: its first run is long anyway
 UNSUPPORTED = frozenset({"DOUBLE", "UINT16"})  # TFLite has them, 1.2.7 refuses them
 
 
@@ -188,6 +190,9 @@ class TfliteSession:
     def warm_up(self) -> None:
         """Runs once on zeros of the shapes in the model. They may be placeholders for others, so a failure means nothing."""
         interpreter = self._idle.pop()
+        if sum(map(math.prod, interpreter.shapes)) > WARM_UP_ELEMENTS:
+            self._idle.append(interpreter)
+            return
         with suppress(BackendError):
             interpreter.run([zeros(details["dtype"], shape) for details, shape in zip(interpreter.inputs, interpreter.shapes, strict=True)])
             self._idle.append(interpreter)

@@ -18,7 +18,7 @@ from math import prod
 # field numbers in TFLite's schema (schema.fbs): they never change, new fields are appended
 MODEL_CODES, MODEL_SUBGRAPHS, MODEL_BUFFERS = 1, 2, 4
 SUBGRAPH_TENSORS, SUBGRAPH_INPUTS, SUBGRAPH_OUTPUTS, SUBGRAPH_OPERATORS = 0, 1, 2, 3
-TENSOR_SHAPE, TENSOR_BUFFER = 0, 2
+TENSOR_SHAPE, TENSOR_TYPE, TENSOR_BUFFER = 0, 1, 2
 BUFFER_DATA, BUFFER_OFFSET = 0, 1
 OPERATOR_CODE, OPERATOR_INPUTS, OPERATOR_OUTPUTS = 0, 1, 2
 CODE_OLD, CODE = 0, 3  # an int8 before there were more than 127 operators
@@ -26,6 +26,7 @@ CODE_OLD, CODE = 0, 3  # an int8 before there were more than 127 operators
 ABSENT = -1  # an operator's optional input; never one of the first two, but in an LSTM without an input gate
 LSTMS = {16, 44, 52}
 WHILE, ASSIGN_VARIABLE = 119, 144
+SIZES = {0: 4, 1: 2, 2: 4, 4: 8, 7: 2, 8: 8, 10: 8, 11: 16, 12: 8, 15: 4, 16: 2}  # bytes of an element by TensorType; others 1 or less
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _sound(subgraph: Table, codes: list[int], filled: list[bool]) -> bool:
 
 def _fits(tensor: Table, filled: list[bool]) -> bool:
     elements = prod(size for size in tensor.ints(TENSOR_SHAPE) if size > 0)
-    return tensor.uint(TENSOR_BUFFER) < max(1, len(filled)) and elements <= memory()
+    return tensor.uint(TENSOR_BUFFER) < max(1, len(filled)) and elements * SIZES.get(tensor.byte(TENSOR_TYPE), 1) <= memory()
 
 
 def _refers(operator: Table, codes: list[int], tensors: int) -> bool:
@@ -118,5 +119,5 @@ def _refers(operator: Table, codes: list[int], tensors: int) -> bool:
 
 
 def memory() -> int:
-    """Bytes of memory in this machine. A tensor takes at least a byte per element."""
+    """Bytes of memory in this machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
