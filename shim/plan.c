@@ -525,7 +525,7 @@ static const char *parse_head(Planner *pl, Head *h) {
         size_t k = 0;
         while (k < 4 && !slice_is(token, keywords[k].keyword)) k++;
         bool *seen = k < 4 ? (bool *)((char *)h + keywords[k].seen) : NULL;
-        if (!seen || *seen || h->nops) return with_word(pl, "ERR Invalid DAG command. Unexpected argument:  ", token);
+        if (!seen || *seen) return with_word(pl, "ERR Invalid DAG command. Unexpected argument:  ", token);
         *seen = true;
         const char *error = keywords[k].parse(pl, &at, h);
         if (error) return error;

@@ -12,7 +12,7 @@ pthread_mutex_t ai_lock = PTHREAD_MUTEX_INITIALIZER;
 RedisModuleType *ai_tensor_type, *ai_model_type, *ai_script_type;
 RedisModuleCtx *ai_log_ctx;
 const char *const backend_names[BACKEND_COUNT];
-bool ai_can_trim, ai_nested_call;
+bool ai_can_trim, ai_enterprise, ai_nested_call;
 _Atomic bool ai_closing;
 Config config = { .threads_per_queue = 1, .model_execution_timeout = 5000, .max_tensor_bytes = 1 << 24, .max_queue = 1 << 16 };
 
