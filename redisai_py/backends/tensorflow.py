@@ -87,7 +87,11 @@ class TensorFlowBackend:
             registry = OpList.FromString(pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList()))
             gpus = len(tf.config.list_physical_devices("GPU"))
         refused = tf_ops.verdicts(registry.op)
-        return cls(Library(tf.compat.v1, tf.errors.OpError, CallableOptions, SavedModel, refused, gpus), tf.__version__, tf.__path__[0])
+        return cls(
+            Library(tf.compat.v1, tf.errors.OpError, CallableOptions, SavedModel, refused, gpus),
+            tf.__version__,
+            str(Path(tf.__file__).parent),
+        )
 
     def open(self, blob: bytes, spec: ModelSpec, settings: Settings) -> TensorFlowSession:
         """Imports a graph and warms it up. Raises BackendError."""

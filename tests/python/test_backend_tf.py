@@ -94,6 +94,7 @@ A, B = F(2, 3), F(3, 5)
 
 def test_the_backend_names_itself(backend: Backend, tf: Any) -> None:
     assert (backend.name, backend.package, backend.version) == ("TF", "tensorflow-cpu", tf.__version__)
+    assert Path(backend.origin).name == "tensorflow"  # type: ignore[attr-defined]
     assert backend.batch_mismatch == "ERR Tensorflow batching error: model did not generate the expected batch size"
 
 
