@@ -53,6 +53,17 @@ extern RedisModuleCtx *ai_log_ctx; /* names the module in log lines; any thread 
 #define ai_log(level, ...) RedisModule_Log(ai_log_ctx, level, __VA_ARGS__)
 int64_t now_us(void); /* CLOCK_MONOTONIC, microseconds */
 
+/* Holder, after each write of ours (the module signals no key implicitly, so that a refused write touches no WATCH): those who WATCH or
+ * cache the key hear of it, then who subscribed to keyspace events of class `d`. */
+static inline void announce(RedisModuleCtx *ctx, RedisModuleString *key, const char *event) {
+    RedisModule_SignalModifiedKey(ctx, key);
+    RedisModule_NotifyKeyspaceEvent(ctx, NOTIFY_MODULE, event, key);
+}
+
+/* ---- commands.c ------------------------------------------------------------------------------------------------------ */
+
+int commands_register(RedisModuleCtx *ctx); /* logs and returns ERR when it cannot */
+
 /* ---- mem.c: memory and strings -------------------------------------------------------------------------------------- */
 
 /* Sizes from the wire end here: NULL when `n` is beyond `limit` or memory is short; never aborts, never evicts. Any thread. */
@@ -215,6 +226,7 @@ void programs_each(void (*fn)(Program *p, void *u), void *u);
 Program *program_lookup(RedisModuleCtx *ctx, RedisModuleString *key, ProgramKind kind, const char **error); /* borrowed; holder */
 /* Writes under a type-checked key (takes over the caller's reference), lists it, drops a TTL. Holder only. */
 int program_store(RedisModuleCtx *ctx, RedisModuleString *keyname, RedisModuleKey *key, Program *p);
+void program_announce(RedisModuleCtx *ctx, RedisModuleString *keyname, ProgramKind kind); /* after the key was closed */
 int cmd_modelstore(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_modelset(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_modelget(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
@@ -498,11 +510,11 @@ void persist_open_all(void);
 /* ---- config.c, stats.c ----------------------------------------------------------------------------------------------- */
 
 typedef struct Config {
-    int64_t threads_per_queue, intra_op, inter_op; /* 0 = default, for the last two */
-    int64_t model_execution_timeout;               /* ms */
-    int64_t backend_memory_limit;                  /* MB of 10^6 bytes, 0 = none */
-    _Atomic int64_t model_chunk_size;              /* bytes */
-    int64_t max_tensor_bytes, max_model_bytes, max_script_bytes, max_queue;
+    _Atomic int64_t threads_per_queue, intra_op, inter_op; /* 0 = default, for the last two */
+    _Atomic int64_t model_execution_timeout;               /* ms */
+    _Atomic int64_t backend_memory_limit;                  /* MB of 10^6 bytes, 0 = none */
+    _Atomic int64_t model_chunk_size;                      /* bytes */
+    _Atomic int64_t max_tensor_bytes, max_model_bytes, max_script_bytes, max_queue; /* INT64_MAX = no limit */
     bool allow_file_ops;
     char *backends_path;                           /* shown, never opened */
     char *python;                                  /* load argument PYTHON, or NULL */
@@ -517,7 +529,7 @@ void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report);
 extern _Atomic int64_t onnx_memory, onnx_memory_accesses; /* counted by the ONNX backend */
 extern _Atomic int64_t jobs_in_flight, loads_failed, loads_done, jobs_timed_out, jobs_gone;
 extern char python_version[64];
-extern bool ai_enterprise;
+extern bool ai_enterprise, ai_valkey;
 
 /* ---- interp.c: the interpreter --------------------------------------------------------------------------------------- */
 

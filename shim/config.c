@@ -1,7 +1,12 @@
-/* config.c -- load arguments and AI.CONFIG: what an operator may set, each a row of a table.
+/* config.c -- what an operator may set: load arguments, parameters of CONFIG GET and SET, AI.CONFIG. Each is a row of one table.
  *
- * Only the holder of the Redis lock writes and reads texts here; Python reads numbers, once, when it starts. A path that names a backend
- * is compared, kept for a log line and never opened: what is imported is the package that this server was installed with. */
+ * 1. Only the holder of the Redis lock writes, and reads texts; numbers are atomic, because workers check sizes against them. Python takes a
+ *    snapshot when it starts: what it alone uses is immutable afterwards.
+ * 2. Load arguments are read first, and what they leave in force is registered as the default of the server's parameter of the same meaning.
+ *    So a value from redis.conf or MODULE LOADEX ... CONFIG wins over a load argument, the server's own defaulting changes nothing, and
+ *    CONFIG REWRITE writes what was changed since. Servers before 7.0 know load arguments only.
+ * 3. A path that names a backend is compared, kept for a log line and never opened: what is imported is the package that this server was
+ *    installed with. */
 #include "ai.h"
 
 #include <dlfcn.h>
@@ -69,42 +74,46 @@ static void remember_path(Backend b, Slice path) {
     config.backend_path[b] = path.n && path.p[0] == '/' ? slice_dup(path) : text("%s/%.*s", config.backends_path, (int)path.n, path.p);
 }
 
-/* ---- load arguments --------------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------------------------------ */
 
 typedef struct Option {
-    const char *name;
-    bool (*set)(const struct Option *o, Slice value); /* false: refused */
-    void *at;
+    const char *name;      /* as a load argument */
+    const char *parameter; /* of CONFIG, where the server puts "ai." before it; NULL = none */
+    bool (*set)(const struct Option *o, Slice value);                       /* false: refused */
+    int (*enlist)(RedisModuleCtx *ctx, const struct Option *o);             /* registers the parameter */
+    _Atomic int64_t *number;
+    bool *flag;
+    char **text;
     int64_t least;
-    bool silent; /* no "Setting ..." line */
-    bool shown;  /* by AI.CONFIG GET */
+    unsigned flags; /* CONFIG_* of the parameter */
+    bool limit;     /* 0 stands for none, which the checks read as a number nothing exceeds */
+    bool silent;    /* no "Setting ..." line */
+    bool shown;     /* by AI.CONFIG GET */
 } Option;
 
-static bool set_number(const Option *o, Slice value) { return to_number(value, o->least, o->at); }
-
-/* 0 stands for "no limit", which the checks read as a number nothing exceeds. */
-static bool set_limit(const Option *o, Slice value) {
-    int64_t *at = o->at;
-    if (!to_number(value, 0, at)) return false;
-    if (!*at) *at = INT64_MAX;
-    return true;
+static int64_t number_of(const Option *o) {
+    int64_t n = *o->number;
+    return o->limit && n == INT64_MAX ? 0 : n;
 }
 
-static bool set_chunk_size(const Option *o, Slice value) {
+static void put_number(const Option *o, int64_t n) { *o->number = o->limit && !n ? INT64_MAX : n; }
+
+/* As load arguments. */
+
+static bool set_number(const Option *o, Slice value) {
     int64_t n;
     if (!to_number(value, o->least, &n)) return false;
-    config.model_chunk_size = n;
+    put_number(o, n);
     return true;
 }
 
 static bool set_yes_no(const Option *o, Slice value) {
-    bool yes = slice_is(value, "YES");
-    *(bool *)o->at = yes;
-    return yes || slice_is(value, "NO");
+    *o->flag = slice_is(value, "YES");
+    return *o->flag || slice_is(value, "NO");
 }
 
 static bool set_text(const Option *o, Slice value) {
-    replace_text(o->at, value);
+    replace_text(o->text, value);
     return true;
 }
 
@@ -116,24 +125,74 @@ static bool set_backend(const Option *o, Slice value) {
     return config.eager[b] = true;
 }
 
+/* As parameters. A name is what the table says; `u` is its row. */
+
+static long long get_number_parameter(const char *name, void *u) { return number_of(u); }
+
+static int set_number_parameter(const char *name, long long value, void *u, RedisModuleString **error) {
+    put_number(u, value);
+    return REDISMODULE_OK;
+}
+
+static int enlist_number(RedisModuleCtx *ctx, const Option *o) {
+    return RedisModule_RegisterNumericConfig(ctx, o->parameter, number_of(o), o->flags, o->least, INT64_MAX, get_number_parameter,
+                                             set_number_parameter, NULL, (void *)o);
+}
+
+static int get_yes_no_parameter(const char *name, void *u) { return *((const Option *)u)->flag; }
+
+static int set_yes_no_parameter(const char *name, int value, void *u, RedisModuleString **error) {
+    *((const Option *)u)->flag = value;
+    return REDISMODULE_OK;
+}
+
+static int enlist_yes_no(RedisModuleCtx *ctx, const Option *o) {
+    return RedisModule_RegisterBoolConfig(ctx, o->parameter, *o->flag, o->flags, get_yes_no_parameter, set_yes_no_parameter, NULL,
+                                          (void *)o);
+}
+
+/* The server copies what it gets and frees nothing: the last answer is kept until the next. */
+static RedisModuleString *get_text_parameter(const char *name, void *u) {
+    static RedisModuleString *answer;
+    const char *value = *((const Option *)u)->text;
+    if (answer) RedisModule_FreeString(NULL, answer);
+    return answer = RedisModule_CreateString(NULL, value ? value : "", value ? strlen(value) : 0);
+}
+
+static int set_text_parameter(const char *name, RedisModuleString *value, void *u, RedisModuleString **error) {
+    char **text = ((const Option *)u)->text;
+    Slice s = slice_of(value);
+    if (s.n || *text) replace_text(text, s); /* nothing stays nothing */
+    return REDISMODULE_OK;
+}
+
+static int enlist_text(RedisModuleCtx *ctx, const Option *o) {
+    const char *value = *o->text;
+    return RedisModule_RegisterStringConfig(ctx, o->parameter, value ? value : "", o->flags, get_text_parameter, set_text_parameter, NULL,
+                                            (void *)o);
+}
+
 static const Option options[] = {
-    {"BACKENDSPATH", set_text, .at = &config.backends_path, .silent = true},
-    {"TF", set_backend, .silent = true},
-    {"TFLITE", set_backend, .silent = true},
-    {"TORCH", set_backend, .silent = true},
-    {"ONNX", set_backend, .silent = true},
-    {"THREADS_PER_QUEUE", set_number, .at = &config.threads_per_queue, .least = 1},
-    {"INTRA_OP_PARALLELISM", set_number, .at = &config.intra_op},
-    {"INTER_OP_PARALLELISM", set_number, .at = &config.inter_op},
-    {"MODEL_CHUNK_SIZE", set_chunk_size, .least = 1},
-    {"MODEL_EXECUTION_TIMEOUT", set_number, .at = &config.model_execution_timeout, .least = 1000},
-    {"BACKEND_MEMORY_LIMIT", set_number, .at = &config.backend_memory_limit},
-    {"MAX_QUEUE", set_limit, .at = &config.max_queue, .shown = true},
-    {"MAX_TENSOR_BYTES", set_limit, .at = &config.max_tensor_bytes, .shown = true},
-    {"MAX_MODEL_BYTES", set_limit, .at = &config.max_model_bytes, .shown = true},
-    {"MAX_SCRIPT_BYTES", set_limit, .at = &config.max_script_bytes, .shown = true},
-    {"ALLOW_FILE_OPS", set_yes_no, .at = &config.allow_file_ops},
-    {"PYTHON", set_text, .at = &config.python},
+    {"BACKENDSPATH", "backends-path", set_text, enlist_text, .text = &config.backends_path, .silent = true},
+    {"TF", .set = set_backend, .silent = true},
+    {"TFLITE", .set = set_backend, .silent = true},
+    {"TORCH", .set = set_backend, .silent = true},
+    {"ONNX", .set = set_backend, .silent = true},
+    {"THREADS_PER_QUEUE", "threads-per-queue", set_number, enlist_number, &config.threads_per_queue, .least = 1, .flags = CONFIG_IMMUTABLE},
+    {"INTRA_OP_PARALLELISM", "intra-op-parallelism", set_number, enlist_number, &config.intra_op, .flags = CONFIG_IMMUTABLE},
+    {"INTER_OP_PARALLELISM", "inter-op-parallelism", set_number, enlist_number, &config.inter_op, .flags = CONFIG_IMMUTABLE},
+    {"MODEL_CHUNK_SIZE", "model-chunk-size", set_number, enlist_number, &config.model_chunk_size, .least = 1, .flags = CONFIG_MEMORY},
+    {"MODEL_EXECUTION_TIMEOUT", "model-execution-timeout", set_number, enlist_number, &config.model_execution_timeout, .least = 1000},
+    {"BACKEND_MEMORY_LIMIT", "backend-memory-limit", set_number, enlist_number, &config.backend_memory_limit, .flags = CONFIG_IMMUTABLE},
+    {"MAX_QUEUE", "max-queue", set_number, enlist_number, &config.max_queue, .limit = true, .shown = true},
+    {"MAX_TENSOR_BYTES", "max-tensor-bytes", set_number, enlist_number, &config.max_tensor_bytes, .limit = true, .shown = true,
+     .flags = CONFIG_MEMORY},
+    {"MAX_MODEL_BYTES", "max-model-bytes", set_number, enlist_number, &config.max_model_bytes, .limit = true, .shown = true,
+     .flags = CONFIG_MEMORY},
+    {"MAX_SCRIPT_BYTES", "max-script-bytes", set_number, enlist_number, &config.max_script_bytes, .limit = true, .shown = true,
+     .flags = CONFIG_MEMORY},
+    {"ALLOW_FILE_OPS", "allow-file-ops", set_yes_no, enlist_yes_no, .flag = &config.allow_file_ops, .flags = CONFIG_IMMUTABLE},
+    {"PYTHON", "python", set_text, enlist_text, .text = &config.python, .flags = CONFIG_IMMUTABLE},
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
@@ -142,6 +201,8 @@ static const Option *option_find(Slice name) {
         if (slice_is(name, options[i].name)) return &options[i];
     return NULL;
 }
+
+/* ---- load arguments --------------------------------------------------------------------------------------------------- */
 
 static bool apply(Slice name, Slice value) {
     const Option *o = option_find(name);
@@ -185,9 +246,7 @@ static void default_backends_path(void) {
     config.backends_path = text("%.*s/backends", slash ? (int)(slash - file) : 1, slash ? file : ".");
 }
 
-int config_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
-    config = defaults; /* after a load that failed as well */
-    default_backends_path();
+static bool load_arguments(RedisModuleString **argv, int argc) {
     Slice *words = RedisModule_Alloc((size_t)(2 * argc + 1) * sizeof *words);
     int n = split_arguments(argv, argc, words);
     bool good = n % 2 == 0;
@@ -195,7 +254,42 @@ int config_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
         ai_log("warning", "Even number of arguments provided to module. Please provide arguments as KEY VAL pairs");
     good = good && apply_all(words, n);
     RedisModule_Free(words);
-    return good ? REDISMODULE_OK : REDISMODULE_ERR;
+    return good;
+}
+
+/* ---- parameters of the server ----------------------------------------------------------------------------------------- */
+
+/* The backends to load at start, as one parameter: a set of names. */
+static int get_eager(const char *name, void *u) {
+    int mask = 0;
+    for (int b = 0; b < BACKEND_COUNT; b++) mask |= config.eager[b] << b;
+    return mask;
+}
+
+static int set_eager(const char *name, int mask, void *u, RedisModuleString **error) {
+    for (int b = 0; b < BACKEND_COUNT; b++) config.eager[b] = mask >> b & 1;
+    return REDISMODULE_OK;
+}
+
+static int enlist_eager(RedisModuleCtx *ctx) {
+    static const char *names[] = {"none", "tf", "tflite", "torch", "onnx"};
+    static const int bits[] = {0, 1 << BACKEND_TF, 1 << BACKEND_TFLITE, 1 << BACKEND_TORCH, 1 << BACKEND_ONNX};
+    return RedisModule_RegisterEnumConfig(ctx, "load-backends", get_eager(NULL, NULL), CONFIG_IMMUTABLE | CONFIG_BITFLAGS, names, bits,
+                                          sizeof names / sizeof *names, get_eager, set_eager, NULL, NULL);
+}
+
+static bool enlist_parameters(RedisModuleCtx *ctx) {
+    if (!RedisModule_LoadConfigs) return true;
+    bool good = enlist_eager(ctx) == REDISMODULE_OK;
+    for (int i = 0; i < OPTIONS && good; i++)
+        if (options[i].parameter) good = options[i].enlist(ctx, &options[i]) == REDISMODULE_OK;
+    return good && RedisModule_LoadConfigs(ctx) == REDISMODULE_OK; /* it logs what is wrong */
+}
+
+int config_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    config = defaults; /* after a load that failed as well */
+    default_backends_path();
+    return load_arguments(argv, argc) && enlist_parameters(ctx) ? REDISMODULE_OK : REDISMODULE_ERR;
 }
 
 /* ---- AI.CONFIG ------------------------------------------------------------------------------------------------------ */
@@ -240,8 +334,7 @@ static int get(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     if (slice_is(name, "MODEL_CHUNK_SIZE")) return RedisModule_ReplyWithLongLong(ctx, config.model_chunk_size);
     const Option *o = option_find(name);
     if (!o || !o->shown) return RedisModule_ReplyWithNull(ctx);
-    int64_t n = *(int64_t *)o->at;
-    return RedisModule_ReplyWithLongLong(ctx, n == INT64_MAX ? 0 : n);
+    return RedisModule_ReplyWithLongLong(ctx, number_of(o));
 }
 
 int cmd_config(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {

@@ -1,4 +1,5 @@
-/* module.c -- what the module is: its commands, types, events, and the order in which it starts. The table of contents of the product. */
+/* module.c -- what the module is: the server it runs in, the events it hears of, and the order in which it starts. Its commands are a table in
+ * commands.c, its types one in persist.c. */
 #include "ai.h"
 
 #include <stdio.h>
@@ -9,61 +10,8 @@
 pthread_mutex_t ai_lock = PTHREAD_MUTEX_INITIALIZER;
 int ai_server_version;
 RedisModuleCtx *ai_log_ctx;
-bool ai_can_trim, ai_enterprise;
+bool ai_can_trim, ai_enterprise, ai_valkey;
 _Atomic bool ai_closing, ai_is_replica;
-
-/* ---- commands ----------------------------------------------------------------------------------------------------------------- */
-
-#define RUN(name, command) \
-    static int name(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) { return cmd_run(ctx, argv, argc, command); }
-RUN(cmd_modelexecute, CMD_MODELEXECUTE)
-RUN(cmd_modelrun, CMD_MODELRUN)
-RUN(cmd_scriptexecute, CMD_SCRIPTEXECUTE)
-RUN(cmd_scriptrun, CMD_SCRIPTRUN)
-RUN(cmd_dagexecute, CMD_DAGEXECUTE)
-RUN(cmd_dagexecute_ro, CMD_DAGEXECUTE_RO)
-RUN(cmd_dagrun, CMD_DAGRUN)
-RUN(cmd_dagrun_ro, CMD_DAGRUN_RO)
-
-static const struct {
-    const char *name; /* lower case: servers from 7.0 on put it as it is into the arity error, where clients know it so */
-    RedisModuleCmdFunc run;
-    const char *flags;
-    int first, last, step;
-} commands[] = {
-    { "ai.tensorset", cmd_tensorset, "write deny-oom", 1, 1, 1 },
-    { "ai.tensorget", cmd_tensorget, "readonly", 1, 1, 1 },
-    { "ai.modelset", cmd_modelset, "write deny-oom", 1, 1, 1 },
-    { "ai.modelstore", cmd_modelstore, "write deny-oom", 1, 1, 1 },
-    { "ai.modelget", cmd_modelget, "readonly", 1, 1, 1 },
-    { "ai.modeldel", cmd_modeldel, "write", 1, 1, 1 },
-    { "ai.modelrun", cmd_modelrun, "write deny-oom getkeys-api", 3, 3, 1 },
-    { "ai.modelexecute", cmd_modelexecute, "write deny-oom getkeys-api", 4, 4, 1 },
-    { "ai._modelscan", cmd_modelscan, "readonly", 0, 0, 0 },
-    { "ai.scriptset", cmd_scriptset, "write deny-oom", 1, 1, 1 },
-    { "ai.scriptstore", cmd_scriptstore, "write deny-oom", 1, 1, 1 },
-    { "ai.scriptget", cmd_scriptget, "readonly", 1, 1, 1 },
-    { "ai.scriptdel", cmd_scriptdel, "write", 1, 1, 1 },
-    { "ai.scriptrun", cmd_scriptrun, "write deny-oom getkeys-api", 4, 4, 1 },
-    { "ai.scriptexecute", cmd_scriptexecute, "write deny-oom getkeys-api", 5, 5, 1 },
-    { "ai._scriptscan", cmd_scriptscan, "readonly", 0, 0, 0 },
-    { "ai.info", cmd_info, "readonly", 1, 1, 1 },
-    { "ai.config", cmd_config, "write", 0, 0, 0 },
-    { "ai.dagrun", cmd_dagrun, "write deny-oom getkeys-api", 3, 3, 1 },
-    { "ai.dagexecute", cmd_dagexecute, "write deny-oom getkeys-api", 3, 3, 1 },
-    { "ai.dagrun_ro", cmd_dagrun_ro, "readonly getkeys-api", 3, 3, 1 },
-    { "ai.dagexecute_ro", cmd_dagexecute_ro, "readonly getkeys-api", 3, 3, 1 },
-};
-
-static int register_commands(RedisModuleCtx *ctx) {
-    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
-        if (RedisModule_CreateCommand(ctx, commands[i].name, commands[i].run, commands[i].flags, commands[i].first, commands[i].last,
-                                      commands[i].step) != REDISMODULE_OK) {
-            ai_log("warning", "could not register command %s", commands[i].name);
-            return REDISMODULE_ERR;
-        }
-    return REDISMODULE_OK;
-}
 
 /* ---- the server ----------------------------------------------------------------------------------------------------------------- */
 
@@ -84,12 +32,13 @@ static bool info_value(RedisModuleCtx *ctx, const char *field, char *into, size_
 }
 
 static int check_server(RedisModuleCtx *ctx) {
-    char version[32] = "0.0.0", enterprise[32];
+    char version[32] = "0.0.0", enterprise[32], valkey[32];
     int major = 0, minor = 0, patch = 0;
     info_value(ctx, "redis_version:", version, sizeof(version));
     sscanf(version, "%d.%d.%d", &major, &minor, &patch);
     ai_server_version = major << 16 | minor << 8 | patch;
     ai_enterprise = info_value(ctx, "rlec_version:", enterprise, sizeof(enterprise));
+    ai_valkey = info_value(ctx, "valkey_version:", valkey, sizeof(valkey));
     ai_log("notice", "Redis version found by RedisAI: %d.%d.%d - %s", major, minor, patch, ai_enterprise ? "enterprise" : "oss");
     if (ai_enterprise) ai_log("notice", "Redis Enterprise version found by RedisAI: %s", enterprise);
     if (major >= 6) return REDISMODULE_OK;
@@ -193,7 +142,7 @@ static int load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     ai_log("notice", "RedisAI version %d, git_sha=%s", AI_VERSION, ai_git_sha);
     ai_can_trim = arguments_may_be_kept(ctx);
     if (RedisModule_RegisterInfoFunc(ctx, stats_info) != REDISMODULE_OK) return REDISMODULE_ERR;
-    if (persist_register(ctx) != REDISMODULE_OK || register_commands(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
+    if (persist_register(ctx) != REDISMODULE_OK || commands_register(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
     if (config_load(ctx, argv, argc) != REDISMODULE_OK || start(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
     subscribe(ctx);
     return REDISMODULE_OK;

@@ -580,7 +580,11 @@ static void on_flush(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void
 
 /* ---- the three types ------------------------------------------------------------------------------------------------ */
 
-/* Absent on purpose:
+/* Options. I/O errors: without it a short read inside RESTORE ends the server. Asynchronous loading: a replica goes on serving old values
+ * while new ones load, and neither knows of the other. Atomic slot migration: the slot arrives as the commands of a rewritten AOF over a
+ * link that may not be blocked, as stores reach a replica.
+ *
+ * Absent on purpose:
  *   aux_load, aux_save   nothing is stored outside of keys
  *   defrag               a value is shared by pointer with jobs and sessions on other threads, and tensor data must keep its alignment */
 static RedisModuleTypeMethods tensor_methods = {
@@ -628,7 +632,8 @@ int persist_register(RedisModuleCtx *ctx) {
         {"AI__MODEL", "model", &model_methods, &ai_model_type},
         {"AI_SCRIPT", "script", &script_methods, &ai_script_type},
     };
-    RedisModule_SetModuleOptions(ctx, OPTION_HANDLE_IO_ERRORS | OPTION_HANDLE_REPL_ASYNC_LOAD);
+    int options = OPTION_HANDLE_IO_ERRORS | OPTION_HANDLE_REPL_ASYNC_LOAD | OPTION_NO_IMPLICIT_SIGNAL_MODIFIED;
+    RedisModule_SetModuleOptions(ctx, ai_valkey ? options | OPTION_HANDLE_ATOMIC_SLOT_MIGRATION : options);
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         *types[i].type = RedisModule_CreateDataType(ctx, types[i].name, AI_ENCVER, types[i].methods);
         if (*types[i].type) continue;

@@ -155,6 +155,10 @@ int program_store(RedisModuleCtx *ctx, RedisModuleString *keyname, RedisModuleKe
     return done;
 }
 
+void program_announce(RedisModuleCtx *ctx, RedisModuleString *name, ProgramKind kind) {
+    announce(ctx, name, kind == PROGRAM_MODEL ? "ai.modelstore" : "ai.scriptstore");
+}
+
 static bool holds_other(RedisModuleCtx *ctx, RedisModuleString *name, ProgramKind kind) {
     RedisModuleKey *key = RedisModule_OpenKey(ctx, name, REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH);
     bool other = key && RedisModule_ModuleTypeGetType(key) != type_of(kind);
@@ -444,6 +448,7 @@ static const char *store_now(RedisModuleCtx *ctx, RedisModuleString **argv, cons
     int done = program_store(ctx, argv[1], key, p);
     RedisModule_CloseKey(key);
     if (done != REDISMODULE_OK) return "ERR could not save the value";
+    program_announce(ctx, argv[1], s->kind);
     if (!(RedisModule_GetContextFlags(ctx) & (CTX_LOADING | CTX_SLAVE))) want_open(p);
     RedisModule_ReplicateVerbatim(ctx);
     RedisModule_ReplyWithSimpleString(ctx, "OK");
@@ -602,6 +607,8 @@ static int cmd_del(RedisModuleCtx *ctx, RedisModuleString **argv, int argc, Prog
     RedisModuleKey *key = RedisModule_OpenKey(ctx, argv[1], REDISMODULE_READ | REDISMODULE_WRITE);
     RedisModule_DeleteKey(key);
     RedisModule_CloseKey(key);
+    announce(ctx, argv[1], kind == PROGRAM_MODEL ? "ai.modeldel" : "ai.scriptdel");
+    RedisModule_NotifyKeyspaceEvent(ctx, NOTIFY_GENERIC, "del", argv[1]); /* as DEL does */
     RedisModule_ReplicateVerbatim(ctx);
     return RedisModule_ReplyWithSimpleString(ctx, "OK");
 }

@@ -64,6 +64,68 @@ typedef struct RedisModuleTypeMethods {
     void (*aux_save2)(RedisModuleIO *rdb, int when);
 } RedisModuleTypeMethods;
 
+/* What RM_SetCommandInfo takes. A server reads arrays by the sizes in the version, and stops at an entry whose first field of meaning is 0. */
+typedef struct RedisModuleCommandArg {
+    const char *name;
+    int type; /* ARG_* */
+    int key_spec_index;
+    const char *token, *summary, *since;
+    int flags; /* ARG_OPTIONAL ... */
+    const char *deprecated_since;
+    const struct RedisModuleCommandArg *subargs;
+    const char *display_text;
+} RedisModuleCommandArg;
+
+typedef struct RedisModuleCommandHistoryEntry {
+    const char *since, *changes;
+} RedisModuleCommandHistoryEntry;
+
+typedef struct RedisModuleCommandKeySpec {
+    const char *notes;
+    uint64_t flags;        /* KEY_* */
+    int begin_search_type; /* BEGIN_* */
+    union {
+        struct {
+            int pos;
+        } index;
+        struct {
+            const char *keyword;
+            int startfrom;
+        } keyword;
+    } bs;
+    int find_keys_type; /* FIND_* */
+    union {
+        struct {
+            int lastkey, keystep, limit;
+        } range;
+        struct {
+            int keynumidx, firstkey, keystep;
+        } keynum;
+    } fk;
+} RedisModuleCommandKeySpec;
+
+typedef struct RedisModuleCommandInfo {
+    const struct RedisModuleCommandInfoVersion {
+        int version;
+        size_t sizeof_historyentry, sizeof_keyspec, sizeof_arg;
+    } *version;
+    const char *summary, *complexity, *since;
+    const RedisModuleCommandHistoryEntry *history;
+    const char *tips;
+    int arity;
+    const RedisModuleCommandKeySpec *key_specs;
+    const RedisModuleCommandArg *args;
+} RedisModuleCommandInfo;
+
+/* What the functions that register a configuration parameter take. */
+typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *u, RedisModuleString **error);
+typedef RedisModuleString *(*RedisModuleConfigGetStringFunc)(const char *name, void *u);
+typedef int (*RedisModuleConfigSetStringFunc)(const char *name, RedisModuleString *value, void *u, RedisModuleString **error);
+typedef long long (*RedisModuleConfigGetNumericFunc)(const char *name, void *u);
+typedef int (*RedisModuleConfigSetNumericFunc)(const char *name, long long value, void *u, RedisModuleString **error);
+typedef int (*RedisModuleConfigGetIntFunc)(const char *name, void *u); /* yes and no, and enumerations */
+typedef int (*RedisModuleConfigSetIntFunc)(const char *name, int value, void *u, RedisModuleString **error);
+
 enum { REDISMODULE_OK = 0, REDISMODULE_ERR = 1 };
 enum { REDISMODULE_READ = 1, REDISMODULE_WRITE = 2, REDISMODULE_OPEN_KEY_NOTOUCH = 1 << 16 };
 enum { REDISMODULE_KEYTYPE_EMPTY = 0, REDISMODULE_KEYTYPE_MODULE = 6 };
@@ -86,16 +148,23 @@ enum {
     CTX_RESP3 = 1 << 22,
 };
 
-enum { OPTION_HANDLE_IO_ERRORS = 1 << 0, OPTION_HANDLE_REPL_ASYNC_LOAD = 1 << 2 };
+enum { OPTION_HANDLE_IO_ERRORS = 1 << 0, OPTION_NO_IMPLICIT_SIGNAL_MODIFIED = 1 << 1, OPTION_HANDLE_REPL_ASYNC_LOAD = 1 << 2 };
+enum { OPTION_HANDLE_ATOMIC_SLOT_MIGRATION = 1 << 5 }; /* Valkey 9 */
 
 enum { KEY_RO = 1 << 0, KEY_RW = 1 << 1, KEY_OW = 1 << 2, KEY_RM = 1 << 3, KEY_ACCESS = 1 << 4, KEY_UPDATE = 1 << 5,
        KEY_INSERT = 1 << 6, KEY_DELETE = 1 << 7, KEY_NOT_KEY = 1 << 8, KEY_INCOMPLETE = 1 << 9, KEY_VARIABLE_FLAGS = 1 << 10 };
+enum { BEGIN_UNKNOWN = 1, BEGIN_INDEX, BEGIN_KEYWORD };
+enum { FIND_UNKNOWN = 1, FIND_RANGE, FIND_KEYNUM };
+enum { ARG_STRING, ARG_INTEGER, ARG_DOUBLE, ARG_KEY, ARG_PATTERN, ARG_UNIX_TIME, ARG_PURE_TOKEN, ARG_ONEOF, ARG_BLOCK };
+enum { ARG_OPTIONAL = 1 << 0, ARG_MULTIPLE = 1 << 1, ARG_MULTIPLE_TOKEN = 1 << 2 };
+
+enum { CONFIG_IMMUTABLE = 1 << 0, CONFIG_MEMORY = 1 << 7, CONFIG_BITFLAGS = 1 << 8 };
 
 enum { REPLY_UNKNOWN = -1, REPLY_STRING, REPLY_ERROR, REPLY_INTEGER, REPLY_ARRAY, REPLY_NULL, REPLY_MAP, REPLY_SET,
        REPLY_BOOL, REPLY_DOUBLE, REPLY_BIG_NUMBER, REPLY_VERBATIM };
 
 enum { EVENT_ROLE_CHANGED = 0, EVENT_FLUSHDB = 2, EVENT_LOADING = 3, EVENT_SHUTDOWN = 5, EVENT_CRON_LOOP = 8, EVENT_EVENTLOOP = 15 };
-enum { NOTIFY_GENERIC = 1 << 2 };
+enum { NOTIFY_GENERIC = 1 << 2, NOTIFY_MODULE = 1 << 13 };
 enum { FLUSHDB_START = 0 };
 enum { LOADING_ENDED = 3, LOADING_FAILED = 4 };
 enum { ROLE_NOW_MASTER = 0, ROLE_NOW_REPLICA = 1 };
@@ -114,7 +183,7 @@ enum { EVENTLOOP_BEFORE_SLEEP = 0 };
     O(size_t, MallocSize, (void *), "MallocSize") \
     R(int, CreateCommand, (RedisModuleCtx *, const char *, RedisModuleCmdFunc, const char *, int, int, int), "CreateCommand") \
     O(RedisModuleCommand *, GetCommand, (RedisModuleCtx *, const char *), "GetCommand") \
-    O(int, SetCommandInfo, (RedisModuleCommand *, const void *), "SetCommandInfo") \
+    O(int, SetCommandInfo, (RedisModuleCommand *, const RedisModuleCommandInfo *), "SetCommandInfo") \
     O(int, SetCommandACLCategories, (RedisModuleCommand *, const char *), "SetCommandACLCategories") \
     O(int, AddACLCategory, (RedisModuleCtx *, const char *), "AddACLCategory") \
     R(void, SetModuleOptions, (RedisModuleCtx *, int), "SetModuleOptions") \
@@ -132,6 +201,7 @@ enum { EVENTLOOP_BEFORE_SLEEP = 0 };
     R(int, ReplyWithDouble, (RedisModuleCtx *, double), "ReplyWithDouble") \
     R(void *, OpenKey, (RedisModuleCtx *, RedisModuleString *, int), "OpenKey") \
     R(void, CloseKey, (RedisModuleKey *), "CloseKey") \
+    R(int, SignalModifiedKey, (RedisModuleCtx *, RedisModuleString *), "SignalModifiedKey") \
     R(int, KeyType, (RedisModuleKey *), "KeyType") \
     R(int, DeleteKey, (RedisModuleKey *), "DeleteKey") \
     R(long long, GetExpire, (RedisModuleKey *), "GetExpire") \
@@ -203,10 +273,24 @@ enum { EVENTLOOP_BEFORE_SLEEP = 0 };
     R(int, AvoidReplicaTraffic, (void), "AvoidReplicaTraffic") \
     R(RedisModuleTimerID, CreateTimer, (RedisModuleCtx *, long long, RedisModuleTimerProc, void *), "CreateTimer") \
     O(RedisModuleString *, GetCurrentUserName, (RedisModuleCtx *), "GetCurrentUserName") \
+    O(RedisModuleString *, GetClientUserNameById, (RedisModuleCtx *, uint64_t), "GetClientUserNameById") \
     O(RedisModuleUser *, GetModuleUserFromUserName, (RedisModuleString *), "GetModuleUserFromUserName") \
     O(void, FreeModuleUser, (RedisModuleUser *), "FreeModuleUser") \
     O(int, ACLCheckCommandPermissions, (RedisModuleUser *, RedisModuleString **, int), "ACLCheckCommandPermissions") \
     O(int, ACLCheckKeyPermissions, (RedisModuleUser *, RedisModuleString *, int), "ACLCheckKeyPermissions") \
+    O(int, RegisterNumericConfig, \
+      (RedisModuleCtx *, const char *, long long, unsigned, long long, long long, RedisModuleConfigGetNumericFunc, \
+       RedisModuleConfigSetNumericFunc, RedisModuleConfigApplyFunc, void *), "RegisterNumericConfig") \
+    O(int, RegisterStringConfig, \
+      (RedisModuleCtx *, const char *, const char *, unsigned, RedisModuleConfigGetStringFunc, RedisModuleConfigSetStringFunc, \
+       RedisModuleConfigApplyFunc, void *), "RegisterStringConfig") \
+    O(int, RegisterBoolConfig, \
+      (RedisModuleCtx *, const char *, int, unsigned, RedisModuleConfigGetIntFunc, RedisModuleConfigSetIntFunc, \
+       RedisModuleConfigApplyFunc, void *), "RegisterBoolConfig") \
+    O(int, RegisterEnumConfig, \
+      (RedisModuleCtx *, const char *, int, unsigned, const char **, const int *, int, RedisModuleConfigGetIntFunc, \
+       RedisModuleConfigSetIntFunc, RedisModuleConfigApplyFunc, void *), "RegisterEnumConfig") \
+    O(int, LoadConfigs, (RedisModuleCtx *), "LoadConfigs") \
     O(int, GetServerVersion, (void), "GetServerVersion") \
     R(int, ExportSharedAPI, (RedisModuleCtx *, const char *, void *), "ExportSharedAPI") \
     O(void *, GetSharedAPI, (RedisModuleCtx *, const char *), "GetSharedAPI")

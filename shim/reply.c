@@ -48,8 +48,10 @@ static const char *write_output(RedisModuleCtx *ctx, RedisModuleString *name, Te
     if (holds_other_than(key, ai_tensor_type)) error = REDISMODULE_ERRORMSG_WRONGTYPE;
     else if (tensor_store(key, t) != REDISMODULE_OK) error = "ERR could not save tensor";
     RedisModule_CloseKey(key);
-    if (!error) tensor_replicate(ctx, name, t);
-    return error;
+    if (error) return error;
+    announce(ctx, name, "ai.tensorset");
+    tensor_replicate(ctx, name, t);
+    return NULL;
 }
 
 /* Writes what the plan says; stops at the first error, what was written before it stays (as in 1.2.7). */
@@ -117,6 +119,7 @@ static const char *write_program(RedisModuleCtx *ctx, RedisModuleString *name, J
         if (program_store(ctx, name, key, p) != REDISMODULE_OK) error = "ERR could not save the value";
     }
     RedisModule_CloseKey(key);
+    if (!error) program_announce(ctx, name, p->kind);
     return error;
 }
 

@@ -437,6 +437,7 @@ static const char *write_tensor(RedisModuleCtx *ctx, RedisModuleString *name, Te
     if (!may_hold_tensor(key)) error = REDISMODULE_ERRORMSG_WRONGTYPE;
     else if (tensor_store(key, t) != REDISMODULE_OK) error = "ERR could not save tensor";
     RedisModule_CloseKey(key);
+    if (!error) announce(ctx, name, "ai.tensorset");
     return error;
 }
 
