@@ -522,14 +522,14 @@ EDITS += [b"", b"1\0"]
 
 @pytest.mark.parametrize("line", WHOLE, ids=lambda line: line.split()[0].decode())
 def test_every_edit_of_one_word(line: bytes) -> None:
-    """Each word lost, replaced by and preceded by each of many others, and said again at the end; and each beginning of the command."""
+    """Each word lost, replaced by and preceded by each of many others, with and without the rest; what came last said again."""
     command, *words = line.split()
     assert isinstance(compare(command.decode(), words), Plan)
     for at in range(len(words) + 1):
         head, tail = words[:at], words[at:]
         edited = [head, head + tail[1:], words + head[-2:], words + tail[:3]]
         for edit in EDITS:
-            edited += [[*head, edit, *tail], [*head, edit, *tail[1:]]]
+            edited += [[*head, edit, *tail], [*head, edit, *tail[1:]], [*head, edit], [*head, edit, b"a"]]
         for variant in edited:
             compare(command.decode(), variant)
 
