@@ -1,0 +1,1 @@
+"""Long runs, see loops.py."""

@@ -1,0 +1,201 @@
+"""Loops that look for what happens once in a thousand times: kill -9, cut links, forks, stops under load.
+
+Each loop is a function of a seed and a count; it raises AssertionError with the seed when something is wrong, and returns what it counted.
+`make test` runs each a few times (tests/server/test_soak_short.py); `make soak` runs them long and appends seed, commit and counts to
+results.jsonl, so that runs add up:
+
+    python -m soak.loops kill 1000        (from tests/)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import redis
+from conftest import echo_model
+from servers import ROOT, Server, running, wait_until
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+Counts = dict[str, int]
+
+
+def store_models(client: redis.Redis) -> None:
+    client.execute_command("AI.MODELSTORE", "echo", "TORCH", "CPU", "BLOB", echo_model())
+    client.execute_command("AI.MODELSTORE", "batched", "ONNX", "CPU", "BATCHSIZE", 8, "BLOB", echo_model())
+    client.execute_command("AI.TENSORSET", "x", "INT64", 1, "VALUES", 1)
+
+
+class Writer(threading.Thread):
+    """One client that writes numbered tensors, by command and as outputs of runs, and remembers what was acknowledged."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        super().__init__(daemon=True)
+        self.server, self.prefix = server, name
+        self.acknowledged: dict[str, int] = {}
+        self.attempted: dict[str, int] = {}
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        try:
+            with self.server.client(retry=None) as client:
+                for i in range(1 << 30):
+                    if self.stop.is_set():
+                        return
+                    self._write(client, i)
+        except (redis.ConnectionError, redis.TimeoutError, ConnectionError, OSError):
+            return  # the server was killed
+
+    def _write(self, client: redis.Redis, i: int) -> None:
+        source, output = f"{self.prefix}:in:{i % 20}", f"{self.prefix}:out:{i % 20}"
+        self.attempted[source] = i
+        client.execute_command("AI.TENSORSET", source, "INT64", 1, "VALUES", i)
+        self.acknowledged[source] = i
+        self.attempted[output] = i
+        client.execute_command("AI.MODELEXECUTE", "batched" if i % 2 else "echo", "INPUTS", 1, source, "OUTPUTS", 1, output)
+        self.acknowledged[output] = i
+
+
+def value(client: redis.Redis, key: str) -> int:
+    blob = client.execute_command("AI.TENSORGET", key, "BLOB")
+    return int.from_bytes(blob, "little", signed=True)
+
+
+def kill(seed: int, count: int) -> Counts:
+    """kill -9 while clients write, appendfsync always: what was acknowledged is there after the restart."""
+    rng = random.Random(seed)
+    writes = 0
+    with running("--appendonly", "yes", "--appendfsync", "always") as server:
+        with server.client() as client:
+            store_models(client)
+        for _ in range(count):
+            writers = [Writer(server, f"w{n}") for n in range(3)]
+            for writer in writers:
+                writer.start()
+            time.sleep(rng.uniform(0.02, 0.3))
+            server.restart(signal.SIGKILL)
+            with server.client() as client:
+                for writer in writers:
+                    writer.join(30)
+                    for key, acknowledged in writer.acknowledged.items():
+                        found = value(client, key)
+                        assert found in {acknowledged, writer.attempted[key]}, f"seed {seed}: {key} is {found}, acknowledged {acknowledged}"
+                    writes += len(writer.acknowledged)
+                assert client.exists("echo", "batched") == 2, f"seed {seed}: a model is lost"
+    return {"kills": count, "keys_checked": writes}
+
+
+def digest(client: redis.Redis) -> bytes:
+    result: bytes = client.execute_command("DEBUG DIGEST")
+    return result
+
+
+def cut(seed: int, count: int) -> Counts:
+    """The replica's link is cut, again and again, while clients write: in the end both hold the same."""
+    rng = random.Random(seed)
+    follow = ("--repl-backlog-size", "1mb")
+    with (
+        running(*follow) as master,
+        running("--replicaof", "127.0.0.1", str(master.port)) as replica,
+        master.client() as m,
+        replica.client() as r,
+    ):
+        store_models(m)
+        writers = [Writer(master, f"w{n}") for n in range(2)]
+        for writer in writers:
+            writer.start()
+        for _ in range(count):
+            time.sleep(rng.uniform(0.005, 0.05))
+            if rng.random() < 0.2:
+                r.execute_command("REPLICAOF", "NO", "ONE")
+                r.execute_command("REPLICAOF", "127.0.0.1", master.port)
+            else:
+                m.execute_command("CLIENT", "KILL", "TYPE", "replica")
+        for writer in writers:
+            writer.stop.set()
+            writer.join(30)
+        wait_until(lambda: r.info("replication")["master_link_status"] == "up" and digest(m) == digest(r), f"seed {seed}: equal digests")
+        return {"cuts": count, "writes": sum(max(w.attempted.values()) for w in writers)}
+
+
+def fork(seed: int, count: int) -> Counts:
+    """BGSAVE and BGREWRITEAOF with busy workers: every child finishes."""
+    rng = random.Random(seed)
+    with running("--appendonly", "yes", "--appendfsync", "no") as server, server.client() as client:
+        store_models(client)
+        writers = [Writer(server, f"w{n}") for n in range(3)]
+        for writer in writers:
+            writer.start()
+        for _ in range(count):
+            client.execute_command(rng.choice(("BGSAVE", "BGREWRITEAOF")))
+            wait_until(lambda: not _child_runs(client), f"seed {seed}: the end of a child")
+        info = client.info("persistence")
+        assert info["rdb_last_bgsave_status"] == info["aof_last_bgrewrite_status"] == "ok", f"seed {seed}"
+        for writer in writers:
+            writer.stop.set()
+            writer.join(30)
+    return {"forks": count}
+
+
+def _child_runs(client: redis.Redis) -> bool:
+    info = client.info("persistence")
+    return bool(info["rdb_bgsave_in_progress"] or info["aof_rewrite_in_progress"] or info.get("aof_rewrite_scheduled"))
+
+
+def stop(seed: int, count: int) -> Counts:
+    """SHUTDOWN and SIGTERM with busy workers: status 0, no crash report."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        with running() as server:
+            with server.client() as client:
+                store_models(client)
+            writers = [Writer(server, f"w{n}") for n in range(3)]
+            for writer in writers:
+                writer.start()
+            time.sleep(rng.uniform(0.01, 0.1))
+            status = server.stop(signal.SIGTERM) if rng.random() < 0.5 else _shutdown(server)
+            assert status == 0 and "CRASHED" not in server.log().upper(), f"seed {seed}: status {status}\n{server.log()[-3000:]}"
+            for writer in writers:
+                writer.join(30)
+    return {"stops": count}
+
+
+def _shutdown(server: Server) -> int:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"SHUTDOWN NOSAVE\r\n")
+        assert server.process is not None
+        return server.process.wait(60)
+
+
+LOOPS: dict[str, Callable[[int, int], Counts]] = {"kill": kill, "cut": cut, "fork": fork, "stop": stop}
+
+
+def record(name: str, seed: int, counts: Counts, seconds: float) -> None:
+    """Appends a run to the results."""
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    row: dict[str, Any] = {"loop": name, "seed": seed, "commit": commit, "when": datetime.now(UTC).date().isoformat(), **counts}
+    with RESULTS.open("a") as file:
+        file.write(json.dumps({**row, "seconds": round(seconds)}) + "\n")
+
+
+def main(arguments: list[str]) -> None:
+    name, count = arguments[0], int(arguments[1])
+    seed = int(arguments[2]) if len(arguments) > 2 else random.randrange(1 << 30)
+    started = time.monotonic()
+    counts = LOOPS[name](seed, count)
+    record(name, seed, counts, time.monotonic() - started)
+    sys.stdout.write(f"{name}: {counts}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
