@@ -30,7 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 warnings.filterwarnings("ignore")
 
-import numpy as np
+import numpy as np  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parents[1] / "examples" / "models"
@@ -422,6 +422,7 @@ def iris(kind: str, **options: Any) -> bytes:
     model.fit(x, y.astype(np.float32) if kind == "linear" else y)
     proto = to_onnx(model, x[:1].astype(np.float32), name="iris", target_opset={"": 17, "ai.onnx.ml": 3}, options=options or None)
     proto.ir_version = 8
+    proto.opset_import.sort(key=lambda entry: entry.domain)  # the converter keeps them in a set
     return bytes(proto.SerializeToString(deterministic=True))
 
 
@@ -566,7 +567,7 @@ def fraud_weights() -> dict[str, Array]:
 
 @writes("fraud.onnx")
 def fraud_onnx() -> bytes:
-    """FLOAT `transaction` [n, 30] and `reference` [n, 256] -> FLOAT [n, 2] probabilities: a key read per request beside what the client sends."""
+    """FLOAT `transaction` [n, 30] and `reference` [n, 256] -> FLOAT [n, 2] probabilities: what the client sends, beside a key it read."""
     nodes = [
         op("Concat", ["transaction", "reference"], ["both"], axis=1),
         op("Gemm", ["both", "w1", "b1"], ["a"], transB=1),
