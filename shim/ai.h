@@ -185,6 +185,8 @@ typedef struct Stats { /* AI.INFO; each written by workers, reset by the holder 
     _Atomic int64_t batch_sizes[16];                /* batches by log2 of the number of requests in them */
 } Stats;
 
+extern Stats all_runs; /* the same over all models and scripts since the start (runqueue.c) */
+
 /* What a key of type AI__MODEL or AI_SCRIPT holds. Fields are fixed before the program is published, but for those marked. */
 typedef struct Program {
     atomic_int refs;
@@ -466,6 +468,11 @@ const char *program_wait_open(Program *p);
 /* BACKEND done: version text for INFO, or NULL = could not be loaded. `job` may be NULL. */
 void loader_backend_done(Backend b, const char *version, Job *job);
 bool loader_backend_loaded(Backend b);
+/* Open sessions of each backend, and of scripts in the last place, and the bytes of the models and sources they were opened from: the least
+ * that their libraries hold beside them. */
+enum { SESSION_KINDS = BACKEND_COUNT + 1 };
+extern _Atomic int64_t sessions_open[SESSION_KINDS], session_bytes[SESSION_KINDS];
+void session_count(const Program *p, int by); /* one more (1) or one fewer (-1); any thread */
 const char *loader_backend_version(Backend b); /* NULL when it is not loaded */
 
 /* ---- timer.c --------------------------------------------------------------------------------------------------------- */
@@ -496,6 +503,16 @@ void redis_execute(Job *job, const Slice *argv, int argc, Arena *arena, ReplyNod
 /* Name of the user who sent the command that runs now; a reference for the caller, NULL when unknown. Holder, in a command handler that may
  * block: elsewhere the server crashes on the question. */
 RedisModuleString *redis_caller(RedisModuleCtx *ctx);
+/* Those of whom each must be allowed to read a key before a listing shows it: the user who asks; in a Lua script, where a module is not told
+ * who that is, every user of the server. `everything`: there is nobody to hide anything from, or (6.2) no way to ask. Holder. */
+typedef struct Readers {
+    bool everything;
+    int n;
+    RedisModuleUser **user; /* NULL entries: a user who is gone */
+} Readers;
+Readers readers_of(RedisModuleCtx *ctx);
+bool readers_may_read(const Readers *r, Slice key);
+void readers_free(Readers *r);
 extern bool ai_nested_call; /* under the Redis lock: the command that runs now was called by redis.execute */
 /* Takes a reference on the model `key` of the job's database; NULL and a static error. Worker, takes the Redis lock. */
 Program *redis_model(Job *job, Slice key, const char **error);
@@ -527,7 +544,7 @@ int cmd_config(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_info(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report);
 extern _Atomic int64_t onnx_memory, onnx_memory_accesses; /* counted by the ONNX backend */
-extern _Atomic int64_t jobs_in_flight, loads_failed, loads_done, jobs_timed_out, jobs_gone;
+extern _Atomic int64_t jobs_in_flight, loads_wanted, loads_failed, loads_done, jobs_timed_out, jobs_gone;
 extern char python_version[64];
 extern bool ai_enterprise, ai_valkey;
 

@@ -10,7 +10,8 @@ static int inbox_count;
 static pthread_cond_t inbox_ready = PTHREAD_COND_INITIALIZER, opening_done = PTHREAD_COND_INITIALIZER;
 static char *_Atomic versions[BACKEND_COUNT]; /* of loaded backends; set once */
 
-_Atomic int64_t loads_done, loads_failed;
+_Atomic int64_t loads_wanted, loads_done, loads_failed;
+_Atomic int64_t sessions_open[SESSION_KINDS], session_bytes[SESSION_KINDS];
 
 /* ---- inbox ------------------------------------------------------------------------------------------------------------------- */
 
@@ -21,6 +22,7 @@ void inbox_post_locked(Message m) {
     *inbox_tail = copy;
     inbox_tail = &copy->next;
     inbox_count++;
+    loads_wanted += m.kind == MSG_OPEN;
     pthread_cond_signal(&inbox_ready);
 }
 
@@ -81,8 +83,15 @@ static void opening_ended(Program *p, Job *store) {
     if (store) job_finish(store);
 }
 
+void session_count(const Program *p, int by) {
+    int kind = p->kind == PROGRAM_SCRIPT ? BACKEND_COUNT : p->backend;
+    sessions_open[kind] += by;
+    if (p->blob) session_bytes[kind] += by * (int64_t)p->blob->len;
+}
+
 void loader_opened(Program *p, Job *store, Names inputs, Names outputs) {
     loads_done++;
+    session_count(p, 1);
     pthread_mutex_lock(&ai_lock);
     if (!p->names_known) {
         p->inputs = inputs;

@@ -59,6 +59,7 @@ static void program_free(Program *p) {
 
 void program_unref(Program *p) {
     if (atomic_fetch_sub_explicit(&p->refs, 1, memory_order_acq_rel) != 1) return;
+    if (p->state == PROGRAM_OPEN) session_count(p, -1);
     if (p->state != PROGRAM_UNOPENED) inbox_post((Message){.kind = MSG_CLOSE, .id = p->id});
     program_free(p);
 }
@@ -629,14 +630,16 @@ static int cmd_scan(RedisModuleCtx *ctx, int argc, ProgramKind kind, const char 
     long n = 0;
     if (argc != 1) return RedisModule_WrongArity(ctx);
     ai_log("warning", "%s", warning);
+    Readers readers = readers_of(ctx);
     RedisModule_ReplyWithArray(ctx, REDISMODULE_POSTPONED_ARRAY_LEN);
     pthread_mutex_lock(&programs_lock);
     for (const Program *p = kind == PROGRAM_MODEL ? newest : oldest; p; p = kind == PROGRAM_MODEL ? p->next : p->prev) {
-        if (p->kind != kind) continue;
+        if (p->kind != kind || !readers_may_read(&readers, (Slice){p->key, p->key ? p->key_len : 0})) continue;
         reply_key_and_tag(ctx, p);
         n++;
     }
     pthread_mutex_unlock(&programs_lock);
+    readers_free(&readers);
     RedisModule_ReplySetArrayLength(ctx, n);
     return REDISMODULE_OK;
 }

@@ -15,7 +15,9 @@
 #include <stdio.h>
 #include <time.h>
 
-bool ai_nested_call; /* a command of ours that runs now was called from here; under the Redis lock */
+/* Under the Redis lock: a command of ours that runs now was called from here, and for whom. */
+bool ai_nested_call;
+static RedisModuleString *nested_user;
 
 enum { MAX_DEPTH = 32 };
 
@@ -199,6 +201,62 @@ RedisModuleString *redis_caller(RedisModuleCtx *ctx) {
     return name;
 }
 
+/* ---- whose keys a listing shows ------------------------------------------------------------------------------------------------------ */
+
+/* To ask a context for its user (RM_GetCurrentUserName) ends the server where there is none: on a master's link, and inside a call by another
+ * module. Asking for the user of its client's id is safe, and tells nothing of a Lua script's or a module's own client. */
+static RedisModuleString *listing_user(RedisModuleCtx *ctx) {
+    if (!ai_nested_call) return RedisModule_GetClientUserNameById(ctx, RedisModule_GetClientId(ctx));
+    Slice name = nested_user ? slice_of(nested_user) : (Slice){ NULL, 0 };
+    return nested_user ? RedisModule_CreateString(NULL, name.p, name.n) : NULL;
+}
+
+static void add_reader(Readers *r, RedisModuleString *name) { r->user[r->n++] = RedisModule_GetModuleUserFromUserName(name); }
+
+static void add_every_user(RedisModuleCtx *ctx, Readers *r) {
+    RedisModuleCallReply *names = RedisModule_Call(ctx, "ACL", "c", "USERS");
+    size_t n = names && RedisModule_CallReplyType(names) == REPLY_ARRAY ? RedisModule_CallReplyLength(names) : 0;
+    r->user = RedisModule_Calloc(n + 1, sizeof *r->user);
+    for (size_t i = 0; i < n; i++) {
+        size_t len;
+        const char *p = RedisModule_CallReplyStringPtr(RedisModule_CallReplyArrayElement(names, i), &len);
+        RedisModuleString *name = RedisModule_CreateString(NULL, p, len);
+        add_reader(r, name);
+        RedisModule_FreeString(NULL, name);
+    }
+    if (names) RedisModule_FreeCallReply(names);
+}
+
+Readers readers_of(RedisModuleCtx *ctx) {
+    Readers r = { .everything = !RedisModule_ACLCheckKeyPermissions || !RedisModule_GetClientUserNameById ||
+                                (RedisModule_GetContextFlags(ctx) & (CTX_REPLICATED | CTX_LOADING)) };
+    if (r.everything) return r;
+    RedisModuleString *name = listing_user(ctx);
+    if (!name) {
+        add_every_user(ctx, &r);
+        return r;
+    }
+    r.user = RedisModule_Calloc(1, sizeof *r.user);
+    add_reader(&r, name);
+    RedisModule_FreeString(NULL, name);
+    return r;
+}
+
+bool readers_may_read(const Readers *r, Slice key) {
+    if (r->everything) return true;
+    RedisModuleString *name = RedisModule_CreateString(NULL, key.p, key.n);
+    int i = 0;
+    while (i < r->n && r->user[i] && RedisModule_ACLCheckKeyPermissions(r->user[i], name, KEY_ACCESS) == REDISMODULE_OK) i++;
+    RedisModule_FreeString(NULL, name);
+    return r->n && i == r->n;
+}
+
+void readers_free(Readers *r) {
+    for (int i = 0; i < r->n; i++)
+        if (r->user[i]) RedisModule_FreeModuleUser(r->user[i]);
+    RedisModule_Free(r->user);
+}
+
 /* ---- the call -------------------------------------------------------------------------------------------------------------------------- */
 
 static const char *errno_text(int why) {
@@ -214,10 +272,8 @@ static const char *errno_text(int why) {
 
 static void call(RedisModuleCtx *ctx, const char *name, RedisModuleString **argv, int argc, Arena *arena, ReplyNode *node) {
     const char *flags = RedisModule_ACLCheckCommandPermissions ? "!SMv" : "!v"; /* S and M came with 7.0, as did the check */
-    ai_nested_call = true;
     errno = 0;
     RedisModuleCallReply *reply = RedisModule_Call(ctx, name, flags, argv + 1, (size_t)argc - 1);
-    ai_nested_call = false;
     if (!reply) {
         reply_error(node, arena, errno ? errno_text(errno) : "ERR no reply");
         return;
@@ -244,7 +300,11 @@ static bool attempt(RedisModuleCtx *ctx, Job *job, const Slice *argv, int argc, 
         reply_error(node, arena, error);
     } else {
         char *name = slice_dup(argv[0]);
+        ai_nested_call = true;
+        nested_user = job->user;
         call(ctx, name, strings, argc, arena, node);
+        ai_nested_call = false;
+        nested_user = NULL;
         RedisModule_Free(name);
     }
     for (int i = 0; i < argc; i++) RedisModule_FreeString(NULL, strings[i]);

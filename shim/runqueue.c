@@ -286,6 +286,8 @@ static int ops_to_take(const Lane *l) {
     return n;
 }
 
+Stats all_runs;
+
 static void count_batch(Stats *s, int n, int64_t waited_us) {
     int bucket = 0;
     while (bucket < 15 && (n >> (bucket + 1))) bucket++;
@@ -329,6 +331,7 @@ static Batch *lane_take(RunQueue *q, Worker *w, Lane *l, int64_t now) {
     list_remove(l);
     lane_put_back(q, l);
     count_batch(&b->program->stats, b->n, waited);
+    count_batch(&all_runs, b->n, waited);
     worker_runs(w, b->program, now);
     b->started_us = now;
     return b;
@@ -441,11 +444,16 @@ static void count_op(const Op *op, int64_t duration_us, bool failed) {
     program_count(op->program, failed ? 0 : duration_us, first && first->ndim ? first->dims[0] : 0, failed);
 }
 
+static void count_call(Stats *s, int64_t duration_us, int64_t samples, bool failed) {
+    atomic_fetch_add_explicit(&s->calls, 1, memory_order_relaxed);
+    if (failed) atomic_fetch_add_explicit(&s->errors, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&s->duration_us, duration_us, memory_order_relaxed);
+    atomic_fetch_add_explicit(&s->samples, samples, memory_order_relaxed);
+}
+
 void program_count(Program *p, int64_t duration_us, int64_t samples, bool failed) {
-    atomic_fetch_add_explicit(&p->stats.calls, 1, memory_order_relaxed);
-    if (failed) atomic_fetch_add_explicit(&p->stats.errors, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&p->stats.duration_us, duration_us, memory_order_relaxed);
-    atomic_fetch_add_explicit(&p->stats.samples, samples, memory_order_relaxed);
+    count_call(&p->stats, duration_us, samples, failed);
+    count_call(&all_runs, duration_us, samples, failed);
 }
 
 /* Ends every op of the batch, then hands over the jobs that ended with it, and frees the batch. */

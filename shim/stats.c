@@ -182,12 +182,12 @@ static void add_usage(RedisModuleInfoCtx *info, const char *who, int which, bool
 
 typedef struct QueueView { /* what one look under the lock saw */
     Worker *workers;       /* workers are never freed and each keeps its place in the list */
-    int length, idle, nworkers;
+    int length, waiting, idle, nworkers;
 } QueueView;
 
 static QueueView queue_look(RunQueue *q) {
     pthread_mutex_lock(&ai_lock);
-    QueueView v = {q->workers, q->length, q->idle, q->nworkers};
+    QueueView v = {q->workers, q->length, q->waiting, q->idle, q->nworkers};
     pthread_mutex_unlock(&ai_lock);
     return v;
 }
@@ -233,9 +233,46 @@ static void section_runtime(RedisModuleInfoCtx *info) {
     RedisModule_InfoAddFieldLongLong(info, "jobs_in_flight", jobs_in_flight);
     RedisModule_InfoAddFieldLongLong(info, "jobs_timed_out", jobs_timed_out);
     RedisModule_InfoAddFieldLongLong(info, "jobs_disconnected", jobs_gone);
+    RedisModule_InfoAddFieldLongLong(info, "loads_in_progress", loads_wanted - loads_done - loads_failed); /* one at a time; others wait */
     RedisModule_InfoAddFieldLongLong(info, "loads_done", loads_done);
     RedisModule_InfoAddFieldLongLong(info, "loads_failed", loads_failed);
     add_missing_functions(info);
+}
+
+static void section_batches(RedisModuleInfoCtx *info) {
+    const struct {
+        const char *name;
+        int64_t n;
+    } sums[] = {
+        {"calls", all_runs.calls},     {"errors", all_runs.errors},           {"duration_us", all_runs.duration_us},
+        {"batches", all_runs.batches}, {"batched_requests", all_runs.batched_rows}, {"wait_us", all_runs.wait_us},
+    };
+    RedisModule_InfoAddSection(info, "batches");
+    for (size_t i = 0; i < sizeof sums / sizeof *sums; i++) RedisModule_InfoAddFieldLongLong(info, sums[i].name, sums[i].n);
+    for (int i = 0; i < (int)(sizeof all_runs.batch_sizes / sizeof *all_runs.batch_sizes); i++) {
+        char field[48];
+        if (!all_runs.batch_sizes[i]) continue;
+        snprintf(field, sizeof field, "batches_of_%d_and_more", 1 << i);
+        RedisModule_InfoAddFieldLongLong(info, field, all_runs.batch_sizes[i]);
+    }
+}
+
+/* What a library holds for its sessions is at least the models again; of ONNX Runtime more is known. */
+static int64_t memory_estimate(int kind) {
+    int64_t counted = kind == BACKEND_ONNX ? onnx_memory : 0;
+    return counted > session_bytes[kind] ? counted : session_bytes[kind];
+}
+
+static void section_sessions(RedisModuleInfoCtx *info) {
+    RedisModule_InfoAddSection(info, "sessions");
+    for (int kind = 0; kind < SESSION_KINDS; kind++) {
+        const char *name = kind < BACKEND_COUNT ? backend_names[kind] : "SCRIPT";
+        char field[48];
+        snprintf(field, sizeof field, "%s_sessions", name);
+        RedisModule_InfoAddFieldLongLong(info, field, sessions_open[kind]);
+        snprintf(field, sizeof field, "%s_memory_estimate", name);
+        RedisModule_InfoAddFieldLongLong(info, field, memory_estimate(kind));
+    }
 }
 
 static void section_queues(RedisModuleInfoCtx *info) {
@@ -245,7 +282,7 @@ static void section_queues(RedisModuleInfoCtx *info) {
         const struct {
             const char *what;
             int n;
-        } fields[] = {{"length", v.length}, {"workers", v.nworkers}, {"idle_workers", v.idle}};
+        } fields[] = {{"length", v.length}, {"waiting", v.waiting}, {"workers", v.nworkers}, {"idle_workers", v.idle}};
         for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
             char device[64], field[128];
             snprintf(field, sizeof field, "queue_%s_%s", as_word(device, sizeof device, q->device), fields[i].what);
@@ -261,5 +298,7 @@ void stats_info(RedisModuleInfoCtx *info, int for_crash_report) {
     section_backends(info);
     section_cpu(info, for_crash_report);
     section_runtime(info);
+    section_batches(info);
+    section_sessions(info);
     if (!for_crash_report) section_queues(info);
 }

@@ -358,7 +358,10 @@ def test_info_stats_tells_how_requests_were_batched(r: Any, tmp_path: Path) -> N
 
 
 #: in their order: first the server's own and the five that have always been, then ours
-SECTIONS = ["Modules", "ai_versions", "ai_git", "ai_load_time_configs", "ai_backends_info", "ai_cpu", "ai_runtime", "ai_queues"]
+SECTIONS = [
+    *("Modules", "ai_versions", "ai_git", "ai_load_time_configs", "ai_backends_info", "ai_cpu"),
+    *("ai_runtime", "ai_batches", "ai_sessions", "ai_queues"),
+]
 
 
 def sections(text: str) -> list[tuple[str, dict[str, str]]]:
