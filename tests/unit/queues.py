@@ -150,7 +150,9 @@ class Bench:
 
     # ---- what there is ----------------------------------------------------------------------------------------------------
 
-    def model(self, batch: int = 0, least: int = 0, wait: int = 0, device: str = "", state: int = lib.PROGRAM_OPEN, script: bool = False) -> Any:
+    def model(
+        self, batch: int = 0, least: int = 0, wait: int = 0, device: str = "", state: int = lib.PROGRAM_OPEN, script: bool = False
+    ) -> Any:
         self.worker(device)
         kind = lib.PROGRAM_SCRIPT if script else lib.PROGRAM_MODEL
         p = lib.unit_program((self.device + device).encode(), kind, state, batch, least, wait)

@@ -227,6 +227,7 @@ static void unit_free(Job *job) {
 
 static Tensor *unit_slot_of(const Job *job, int slot) { return job->plan.slots[slot]; }
 static int unit_op_state(const Job *job, int i) { return job->plan.ops[i].state; }
+static uint64_t unit_lane_hash(const Job *job) { return job->plan.ops[0].lane->hash; }
 static const char *unit_op_error(const Job *job, int i) { return job->plan.ops[i].error; }
 static bool unit_flag(const Job *job, int which) {
     const bool flags[] = { job->timed_out, job->failed, job->gone, job->finished };

@@ -6,7 +6,7 @@ from compiled import compiled
 
 DECLARATIONS = """
 typedef struct { uint8_t dtype, ndim; int64_t length; size_t nbytes; const char *bytes; ...; } Tensor;
-typedef struct { ...; } Program;
+typedef struct { uint64_t id; ...; } Program;
 typedef struct { ...; } Job;
 typedef struct { ...; } Worker;
 typedef struct { Program *program; int n; int64_t rows; bool retry; ...; } Batch;
@@ -49,6 +49,7 @@ Job *unit_ended(void);
 void unit_free(Job *job);
 Tensor *unit_slot_of(const Job *job, int slot);
 int unit_op_state(const Job *job, int i);
+uint64_t unit_lane_hash(const Job *job);
 const char *unit_op_error(const Job *job, int i);
 bool unit_flag(const Job *job, int which);
 int64_t unit_in_flight(void);

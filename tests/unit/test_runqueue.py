@@ -37,7 +37,7 @@ def take(bench: Bench, program: Any) -> Batch:
     return batch
 
 
-# ---- which ops share a batch ----------------------------------------------------------------------------------------------------------
+# ---- which ops share a batch ------------------------------------------------------------------------------------------------------------
 
 
 def test_requests_that_wait_are_taken_together(bench: Bench) -> None:
@@ -94,6 +94,26 @@ def test_other_dtypes_and_shapes_are_never_mixed(bench: Bench, other: dict[str, 
         ours.append(bench.run(model))
         theirs.append(bench.run(model, **other))
     assert served(bench, model) == [ours, theirs]
+
+
+def test_shapes_that_hash_alike_are_never_mixed(bench: Bench) -> None:
+    """Clients choose the shapes, so they can choose some that collide: what the first number changes, the second undoes."""
+    model = bench.model(batch=100)
+    start = ((1 ^ model.id) * 0x9E3779B97F4A7C15 ^ (1 << 32 | 1)) * 0x9E3779B97F4A7C15 % 2**64
+    start = (start ^ (2 << 8 | 4)) * 0x9E3779B97F4A7C15 % 2**64  # INT8, four dimensions
+
+    def after(first: int) -> int:
+        state = ((start ^ start >> 32) ^ first) * 0x9E3779B97F4A7C15 % 2**64
+        return state ^ state >> 32
+
+    pairs = ((a, b, after(a) ^ 1 ^ after(b)) for a in range(1, 99) for b in range(1, 99) if a != b)
+    a, b, second = next(pair for pair in pairs if 0 < pair[2] * pair[1] < 2**63)
+    one, other = (bench.run(model, shape=shape, dtype="INT8") for shape in ((a, 1, 0), (b, second, 0)))
+    assert lib.unit_lane_hash(one.pointer) == lib.unit_lane_hash(other.pointer)
+    for job in (one, other):
+        batch = take(bench, model)
+        assert batch.jobs == [job]
+        batch.finish()
 
 
 def test_every_input_counts(bench: Bench) -> None:
@@ -157,7 +177,7 @@ def test_devices_are_queues_of_their_own(bench: Bench) -> None:
     batch.finish()
 
 
-# ---- waiting for company ------------------------------------------------------------------------------------------------------------------
+# ---- waiting for company ----------------------------------------------------------------------------------------------------------------
 
 
 def test_minbatchsize_waits_until_there_are_rows_enough(bench: Bench) -> None:
@@ -249,7 +269,7 @@ def test_a_model_that_comes_back_waits_again(bench: Bench) -> None:
     job.disconnect()
 
 
-# ---- leaving the queue ----------------------------------------------------------------------------------------------------------------------
+# ---- leaving the queue ------------------------------------------------------------------------------------------------------------------
 
 
 def test_who_leaves_takes_his_rows_along(bench: Bench) -> None:
@@ -295,7 +315,7 @@ def test_a_lane_that_lost_ops_keeps_its_turn(bench: Bench) -> None:
     assert served(bench, model) == [[b], [c]]
 
 
-# ---- turns ------------------------------------------------------------------------------------------------------------------------------------
+# ---- turns ------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_hot_model_cannot_starve_another(bench: Bench) -> None:
@@ -337,7 +357,7 @@ def test_whoever_waited_for_company_long_enough_is_not_starved_by_full_batches(b
     crowd = [bench.run(model, shape=(9,)) for _ in range(10)]
     assert take_and_finish(bench, model) == crowd[:2]
     bench.at(5 * MS + 1)
-    assert [batch for batch in served(bench, model)].index([lonely]) == 1
+    assert served(bench, model).index([lonely]) == 1
 
 
 def test_models_that_come_and_go_keep_nobody_waiting(bench: Bench) -> None:
@@ -356,7 +376,7 @@ def test_models_that_come_and_go_keep_nobody_waiting(bench: Bench) -> None:
     served(bench, hot)
 
 
-# ---- limits ------------------------------------------------------------------------------------------------------------------------------------
+# ---- limits -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_queue_is_full_at_max_queue(bench: Bench) -> None:
@@ -387,7 +407,7 @@ def test_jobs_that_wait_for_a_model_to_open_count_as_well(bench: Bench) -> None:
     assert served(bench, model) == [jobs[2:]]
 
 
-# ---- TIMEOUT ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- TIMEOUT ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_timeout_releases_a_request_although_no_worker_comes(bench: Bench) -> None:
@@ -454,7 +474,7 @@ def test_a_timeout_beyond_the_clock_is_none(bench: Bench) -> None:
     served(bench, model)
 
 
-# ---- what becomes of a batch ---------------------------------------------------------------------------------------------------------------------------
+# ---- what becomes of a batch ------------------------------------------------------------------------------------------------------------
 
 
 def stats(program: Any) -> dict[str, int]:
@@ -574,7 +594,7 @@ def test_gathering_and_scattering_change_nothing(request_: tuple[str, list[Any]]
     bench.close()
 
 
-# ---- DAGs ------------------------------------------------------------------------------------------------------------------------------------------------
+# ---- DAGs -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_ops_of_dags_and_single_requests_share_batches(bench: Bench) -> None:
