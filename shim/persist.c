@@ -300,7 +300,7 @@ static int64_t read_size(Reader *r) { return (int64_t)read_number(r, INT64_MAX, 
 
 /* Names are known when the dump has them. Before encoding 2 only TensorFlow's were written; the others are found when the model is opened. */
 static bool carries_names(const Program *p, int encver) {
-    return p->backend == BACKEND_TF || (encver >= 2 && p->inputs.n + p->outputs.n > 0);
+    return (p->backend == BACKEND_TF || encver >= 2) && p->inputs.n + p->outputs.n > 0;
 }
 
 static Program *read_model(Reader *r, int encver) {
@@ -426,7 +426,7 @@ static Strings chunk_strings(const Blob *b) {
 /* INPUTS and OUTPUTS, which only TensorFlow's models are stored with. */
 static Strings signature_strings(const Program *p) {
     Strings s = strings_room((size_t)p->inputs.n + (size_t)p->outputs.n + 4);
-    if (p->backend != BACKEND_TF) return s;
+    if (p->backend != BACKEND_TF || !p->names_known || !p->inputs.n) return s;
     strings_add_names(&s, "INPUTS", p->inputs);
     strings_add_names(&s, "OUTPUTS", p->outputs);
     return s;
@@ -473,6 +473,9 @@ static void digest_names(RedisModuleDigest *digest, Names names) {
 }
 
 /* Only what a client stored: names that are found by opening a model are known on a master before they are on its replica. */
+/* A SavedModel, whose names may come from the archive: found where it was opened, unknown where it was not. */
+static bool is_archive(const Blob *b) { return b->len >= 4 && memcmp(b->data, "PK\3\4", 4) == 0; }
+
 static void program_digest(RedisModuleDigest *digest, void *value) {
     const Program *p = value;
     RedisModule_DigestAddLongLong(digest, p->kind);
@@ -484,7 +487,7 @@ static void program_digest(RedisModuleDigest *digest, void *value) {
     RedisModule_DigestAddLongLong(digest, p->minbatchtimeout);
     RedisModule_DigestAddStringBuffer(digest, p->blob->data, p->blob->len);
     digest_names(digest, p->entry_points);
-    if (p->kind == PROGRAM_MODEL && p->backend == BACKEND_TF) {
+    if (p->kind == PROGRAM_MODEL && p->backend == BACKEND_TF && !is_archive(p->blob)) {
         digest_names(digest, p->inputs);
         digest_names(digest, p->outputs);
     }

@@ -228,6 +228,13 @@ static const char MIN_WITHOUT_SIZE[] = "ERR MINBATCHSIZE specified without BATCH
 static const char TIMEOUT_WITHOUT_SIZE[] = "ERR MINBATCHTIMEOUT specified without BATCHSIZE";
 static const char TIMEOUT_WITHOUT_MIN[] = "ERR MINBATCHTIMEOUT specified without MINBATCHSIZE";
 
+/* A SavedModel is a zip archive, where a frozen graph is a protobuf message: it names its own inputs and outputs. */
+static bool is_archive(const Words *w) {
+    if (!next_is(w, "BLOB") || left(w) < 2) return false;
+    Slice first = slice_of(w->argv[w->at + 1]);
+    return first.n >= 4 && memcmp(first.p, "PK\3\4", 4) == 0;
+}
+
 /* ---- AI.MODELSTORE ------------------------------------------------------------------------------------------------- */
 
 /* CPU, GPU, or either with a colon and digits; at most nine characters. */
@@ -252,6 +259,7 @@ static const char *modelstore_names(Words *w, Store *s) {
     int64_t n;
     if (s->backend != BACKEND_TF)
         return next_is(w, "INPUTS") ? "ERR INPUTS argument should not be specified for this backend" : NULL;
+    if (is_archive(w)) return NULL;
     if (!take_word(w, "INPUTS")) return "ERR INPUTS not specified for TF";
     if (!take_size(w, &n) || n == 0) return "ERR Invalid argument for input_count";
     if (!take_span(w, n, &s->inputs)) return "ERR number of model inputs does not match the number of given arguments";
@@ -310,6 +318,7 @@ static Span take_names(Words *w) {
 }
 
 static const char *modelset_names(Words *w, Store *s) {
+    if (is_archive(w)) return NULL;
     if (!left(w) || next_is(w, "BLOB")) return "ERR Insufficient arguments, INPUTS and OUTPUTS not specified";
     if (!take_word(w, "INPUTS")) return "ERR INPUTS not specified";
     s->inputs = take_names(w);
@@ -383,7 +392,7 @@ static Program *program_from(const Store *s, RedisModuleString **argv) {
     p->entry_points = names_of(argv, s->entry_points);
     p->inputs = names_of(argv, s->inputs);
     p->outputs = names_of(argv, s->outputs);
-    p->names_known = s->kind == PROGRAM_SCRIPT || s->backend == BACKEND_TF;
+    p->names_known = s->kind == PROGRAM_SCRIPT || s->inputs.n > 0; /* other models find theirs when they are opened */
     set_key(p, slice_of(argv[1]));
     return p;
 }

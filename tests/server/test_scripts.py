@@ -1,0 +1,349 @@
+"""Scripts on a real server: redis.execute and its rights, redisAI.model_execute, the deprecated forms, what replicates and persists."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from servers import MODELS, Server, default_binary, wait_until
+
+pytestmark = pytest.mark.needs_torch
+OK = b"OK"
+
+REDIS = """
+def run(tensors: List[Tensor], keys: List[str], args: List[str]):
+    redis.execute(args[0], args[1:])
+    return tensors
+
+def text(tensors: List[Tensor], keys: List[str], args: List[str]):
+    redis.execute("SET", keys[0], str(redis.execute(args[0], args[1:])))
+
+def integer(tensors: List[Tensor], keys: List[str], args: List[str]):
+    v = redis.execute(args[0], args[1:])
+    return torch.tensor(int(str(v)))
+
+def styles(tensors: List[Tensor], keys: List[str], args: List[str]):
+    redis.execute("SET", keys[0], "varargs")
+    redis.execute("SET", [keys[1], "list"])
+    redis.execute("PING")
+    redis.execute("INCRBY", keys[2], 5)
+    redis.execute("SET", keys[3], 1.5)
+
+def hash_to_tensor(tensors: List[Tensor], keys: List[str], args: List[str]):
+    fields = redis.asList(redis.execute("HVALS", keys[0]))
+    values: List[Tensor] = []
+    for f in fields:
+        values.append(torch.tensor(float(str(f))).reshape(1, 1))
+    return torch.cat(values, dim=0)
+
+def model(tensors: List[Tensor], keys: List[str], args: List[str]):
+    return redisAI.model_execute(keys[0], tensors, 1)
+
+def write_and_fail(tensors: List[Tensor], keys: List[str], args: List[str]):
+    redis.execute("SET", keys[0], "written")
+    redis.execute("LPUSH", keys[0], "x")
+    return tensors
+
+def in_place(tensors: List[Tensor], keys: List[str], args: List[str]):
+    tensors[0].add_(100)
+    return tensors
+"""
+ENTRY_POINTS = [line.split("(")[0][4:] for line in REDIS.splitlines() if line.startswith("def ")]
+
+
+def store(c: redis.Redis) -> None:
+    assert c.execute_command("AI.SCRIPTSTORE", "s", "CPU", "ENTRY_POINTS", len(ENTRY_POINTS), *ENTRY_POINTS, "SOURCE", REDIS) == OK
+    c.execute_command("AI.TENSORSET", "x", "FLOAT", 2, "VALUES", 1, 2)
+
+
+def call(c: redis.Redis, function: str, *rest: object) -> object:
+    return c.execute_command("AI.SCRIPTEXECUTE", "s", function, *rest)
+
+
+def execute(c: redis.Redis, *command: object) -> object:
+    """One Redis command from inside a script."""
+    return call(c, "run", "INPUTS", 1, "x", "ARGS", len(command), *command)
+
+
+@pytest.fixture
+def c(real: redis.Redis) -> redis.Redis:
+    store(real)
+    return real
+
+
+def test_the_multiply_script_of_the_introduction(real: redis.Redis) -> None:
+    source = "def multiply(tensors: List[Tensor], keys: List[str], args: List[str]):\n    return tensors[0] * tensors[1]\n"
+    assert real.execute_command("AI.SCRIPTSTORE", "myscript", "CPU", "ENTRY_POINTS", 1, "multiply", "SOURCE", source) == OK
+    real.execute_command("AI.TENSORSET", "mytensor1", "FLOAT", 1, "VALUES", 40)
+    real.execute_command("AI.TENSORSET", "mytensor2", "FLOAT", 1, "VALUES", 10)
+    run = "AI.SCRIPTEXECUTE myscript multiply INPUTS 2 mytensor1 mytensor2 OUTPUTS 1 result"
+    assert real.execute_command(*run.split()) == OK
+    assert real.execute_command("AI.TENSORGET", "result", "BLOB") == struct.pack("<f", 400)
+    assert real.execute_command("AI.INFO", "myscript")[13:16] == [-1, b"calls", 1]
+    assert real.execute_command("AI.SCRIPTGET", "myscript", "SOURCE") == source.encode()
+
+
+def test_both_call_styles_and_no_arguments_and_numbers(c: redis.Redis) -> None:
+    assert call(c, "styles", "KEYS", 4, "a", "b", "n", "f") == OK
+    assert (c.get("a"), c.get("b"), c.get("n"), c.get("f")) == (b"varargs", b"list", b"5", b"1.5")
+
+
+def test_integers_have_64_bits(c: redis.Redis) -> None:
+    c.set("big", 5_000_000_000)
+    assert call(c, "integer", "INPUTS", 1, "x", "ARGS", 2, "INCR", "big", "OUTPUTS", 1, "n") == OK
+    assert c.execute_command("AI.TENSORGET", "n", "BLOB") == struct.pack("<q", 5_000_000_001)
+
+
+def test_a_hash_becomes_a_tensor_and_a_model_of_any_backend_scores_it(c: redis.Redis) -> None:
+    c.hset("row", mapping={"a": 1, "b": 2})
+    assert call(c, "hash_to_tensor", "KEYS", 1, "row", "OUTPUTS", 1, "column") == OK
+    assert c.execute_command("AI.TENSORGET", "column", "META", "BLOB")[1::2] == [b"FLOAT", [2, 1], struct.pack("<2f", 1, 2)]
+    c.execute_command("AI.TENSORSET", "pair", "FLOAT", 1, 2, "VALUES", 3, 4)
+    for backend, file, names in (
+        ("TORCH", "two_inputs.pt", []),
+        ("ONNX", "two_inputs.onnx", []),
+        ("TF", "two_inputs.pb", "INPUTS 2 a b OUTPUTS 1 mul".split()),
+        ("TFLITE", "two_inputs.tflite", []),
+    ):
+        c.execute_command("AI.MODELSTORE", "m", backend, "CPU", *names, "BLOB", (MODELS / file).read_bytes())
+        assert call(c, "model", "KEYS", 1, "m", "INPUTS", 2, "pair", "pair", "OUTPUTS", 1, "y") == OK, backend
+        assert c.execute_command("AI.TENSORGET", "y", "BLOB") == struct.pack("<2f", 9, 16)
+        assert c.execute_command("AI.INFO", "m")[15] == 1  # calls
+
+
+def test_errors_of_commands_become_errors_of_the_script(c: redis.Redis) -> None:
+    for command, sentence in (
+        (("SET", "only-a-key"), "Redis command returned an error: Invalid argument"),
+        (("NO_SUCH_COMMAND", "x"), "Redis command returned an error: No such file or directory"),
+        (("LPUSH", "x", "y"), "Redis command returned an error: WRONGTYPE Operation against a key holding the wrong kind of value"),
+    ):
+        with pytest.raises(redis.ResponseError, match=sentence):
+            execute(c, *command)
+    with pytest.raises(redis.ResponseError, match="ERR model key is empty"):
+        call(c, "model", "KEYS", 1, "nothing", "INPUTS", 1, "x", "OUTPUTS", 1, "y")
+
+
+def test_what_was_written_before_an_error_stays(c: redis.Redis) -> None:
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        call(c, "write_and_fail", "KEYS", 1, "k", "INPUTS", 1, "x", "OUTPUTS", 1, "y")
+    assert c.get("k") == b"written"
+    assert c.exists("y") == 0
+
+
+def test_a_script_cannot_change_a_stored_tensor(c: redis.Redis) -> None:
+    assert call(c, "in_place", "INPUTS", 1, "x", "OUTPUTS", 1, "y") == OK
+    assert c.execute_command("AI.TENSORGET", "x", "BLOB") == struct.pack("<2f", 1, 2)
+    assert c.execute_command("AI.TENSORGET", "y", "BLOB") == struct.pack("<2f", 101, 102)
+
+
+def test_commands_run_in_the_database_of_the_caller(real_server: Server, c: redis.Redis) -> None:
+    with real_server.client(db=3) as three:
+        store(three)
+        execute(three, "SET", "here", "3")
+        assert three.get("here") == b"3"
+    assert c.get("here") is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "AI.MODELEXECUTE m INPUTS 1 x OUTPUTS 1 y",
+        "AI.SCRIPTEXECUTE s run INPUTS 1 x",
+        "AI.DAGRUN |> AI.TENSORGET x VALUES",
+        "AI.DAGRUN_RO |> AI.TENSORSET z FLOAT 1",
+    ],
+)
+def test_runs_inside_a_script_are_refused(c: redis.Redis, command: str) -> None:
+    with pytest.raises(redis.ResponseError, match="Cannot run RedisAI command within a transaction or a LUA script"):
+        execute(c, *command.split())
+
+
+def test_tensors_are_set_and_read_inside_a_script(c: redis.Redis) -> None:
+    execute(c, "AI.TENSORSET", "made", "INT64", "2", "VALUES", "7", "8")
+    assert c.execute_command("AI.TENSORGET", "made", "BLOB") == struct.pack("<2q", 7, 8)
+    execute(c, "AI.TENSORGET", "made", "VALUES")
+
+
+def test_deprecated_scripts_with_variadic_lists(real: redis.Redis) -> None:
+    source = "def total(first, rest: List[Tensor]):\n    s = first\n    for r in rest:\n        s = s + r\n    return s\n"
+    assert real.execute_command("AI.SCRIPTSET", "old", "CPU", "TAG", "t", "SOURCE", source) == OK
+    for i in range(3):
+        real.execute_command("AI.TENSORSET", f"t{i}", "FLOAT", 1, "VALUES", 10**i)
+    assert real.execute_command(*"AI.SCRIPTRUN old total INPUTS t0 $ t1 t2 OUTPUTS y".split()) == OK
+    assert real.execute_command("AI.TENSORGET", "y", "BLOB") == struct.pack("<f", 111)
+    with pytest.raises(redis.ResponseError, match="Function does not exist: missing"):
+        real.execute_command(*"AI.SCRIPTRUN old missing INPUTS t0 OUTPUTS y".split())
+
+
+# ---- rights ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limited(real_server: Server, c: redis.Redis) -> Iterator[redis.Redis]:
+    """A user who may run scripts, on keys that begin with b: and on the script, and GET and SET; nothing more."""
+    rights = "on >pw resetkeys ~s ~x ~b:* -@all +ai.scriptexecute +get +set +incr +ping"
+    c.execute_command("ACL", "SETUSER", "limited", "reset", *rights.split())
+    with real_server.client(username="limited", password="pw") as client:
+        yield client
+    c.execute_command("ACL", "DELUSER", "limited")
+
+
+def test_a_script_runs_with_the_rights_of_its_caller(c: redis.Redis, limited: redis.Redis) -> None:
+    c.set("secret", "s3cr3t")
+    execute(limited, "SET", "b:mine", "1")
+    assert c.get("b:mine") == b"1"
+    for command in (
+        ("GET", "secret"),
+        ("SET", "secret", "x"),
+        ("DEL", "b:mine"),
+        ("HGETALL", "b:h"),
+        ("ACL", "SETUSER", "limited", "+@all"),
+    ):
+        with pytest.raises(redis.ResponseError, match=r"no permissions|not allowed from script"):
+            execute(limited, *command)
+    assert c.get("secret") == b"s3cr3t"
+    with pytest.raises(redis.ResponseError, match="no permissions"):
+        call(limited, "model", "KEYS", 1, "b:model", "INPUTS", 1, "secret")
+
+
+def test_a_model_is_only_run_for_who_may_read_its_key(c: redis.Redis, limited: redis.Redis) -> None:
+    source = "def go(tensors: List[Tensor], keys: List[str], args: List[str]):\n    return redisAI.model_execute(args[0], tensors, 1)\n"
+    c.execute_command("AI.SCRIPTSTORE", "s", "CPU", "ENTRY_POINTS", 1, "go", "SOURCE", source)
+    for key in ("secretmodel", "b:model"):
+        c.execute_command("AI.MODELSTORE", key, "ONNX", "CPU", "BLOB", (MODELS / "minimal.onnx").read_bytes())
+    names = c.execute_command("AI.MODELGET", "b:model", "META")
+    assert len(names[11]) >= 1
+    with pytest.raises(redis.ResponseError, match="no permissions"):
+        limited.execute_command("AI.SCRIPTEXECUTE", "s", "go", "INPUTS", 1, "x", "ARGS", 1, "secretmodel", "OUTPUTS", 1, "b:y")
+
+
+def test_rights_that_change_while_a_script_runs_count_at_the_next_call(real_server: Server, c: redis.Redis, limited: redis.Redis) -> None:
+    source = (
+        "def spin(tensors: List[Tensor], keys: List[str], args: List[str]):\n"
+        "    for i in range(1000000000):\n"
+        "        redis.execute('INCR', args[0])\n"
+    )
+    c.execute_command("AI.SCRIPTSTORE", "s", "CPU", "ENTRY_POINTS", 1, "spin", "SOURCE", source)
+    failure: list[str] = []
+
+    def loop() -> None:
+        try:
+            limited.execute_command("AI.SCRIPTEXECUTE", "s", "spin", "INPUTS", 1, "x", "ARGS", 1, "b:count")
+        except redis.RedisError as error:
+            failure.append(str(error))
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    wait_until(lambda: int(c.get("b:count") or 0) > 3, "the script to count")
+    c.execute_command("ACL", "SETUSER", "limited", "-incr")
+    thread.join(60)
+    assert not thread.is_alive()
+    assert failure and "NOPERM" in failure[0]
+
+
+#: Takes part in a dialogue of its own with the client or is meant to end or reconfigure things: must be refused for everybody.
+MUST_REFUSE = set(
+    """shutdown debug monitor subscribe psubscribe ssubscribe multi exec watch eval evalsha wait blpop replicaof slaveof flushall flushdb
+    sync psync acl|setuser config|set client|kill client|pause failover swapdb keys migrate restore script|flush function|load module|load
+    cluster|failover bgsave save bgrewriteaof fcall quit reset hello auth""".split()
+)
+
+
+def commands_of(client: redis.Redis) -> list[tuple[str, int]]:
+    """Every command and subcommand with its arity."""
+    client.response_callbacks = {}
+    found: list[tuple[str, int]] = []
+    for row in client.execute_command("COMMAND"):
+        found.append((row[0].decode(), abs(row[1])))
+        found += [(sub[0].decode(), abs(sub[1])) for sub in (row[9] if len(row) > 9 else [])]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("who", ["limited", "default"])
+def test_no_command_ends_blocks_or_escapes(start_server: Callable[..., Server], who: str) -> None:
+    """Each command of the server, from inside a script, with arguments that could work."""
+    server = start_server(echo=False, binary=default_binary())
+    with server.client() as admin:
+        store(admin)
+        rights = "on >pw resetkeys ~s ~x ~b:* -@all +ai.scriptexecute +get"
+        admin.execute_command("ACL", "SETUSER", "limited", "reset", *rights.split())
+        admin.set("secret", "s3cr3t")
+        login = {"username": "limited", "password": "pw"} if who == "limited" else {}
+        with server.client(**login, socket_timeout=30) as client, server.client() as lister:
+            commands = commands_of(lister)
+            assert len(commands) > 200
+            outcomes: dict[str, str] = {}
+            for name, arity in commands:
+                words = name.split("|") + ["1", "secret", "0", "1", "1"][: max(0, arity - 1 - name.count("|"))]
+                try:
+                    execute(client, *words)
+                    outcomes[name] = "ran"
+                except redis.ResponseError as error:
+                    outcomes[name] = str(error)
+                assert admin.ping(), name
+        known = MUST_REFUSE & outcomes.keys()
+        assert len(known) > 25
+        for name in known:
+            assert any(text in outcomes[name] for text in ("not allowed from script", "NOPERM", "Redis command returned an error")), (
+                name,
+                outcomes[name],
+            )
+        if who == "limited":
+            ran = {name for name, outcome in outcomes.items() if outcome == "ran"}
+            assert ran <= {"get"}, ran
+        assert admin.execute_command("ACL", "WHOAMI") in (b"default", "default")
+        assert admin.get("secret") is not None
+        assert server.alive()
+
+
+# ---- replication and persistence ----------------------------------------------------------------------------------------------
+
+
+def test_writes_of_scripts_replicate_and_persist(start_server: Callable[..., Server]) -> None:
+    master = start_server("--appendonly", "yes", "--aof-use-rdb-preamble", "no", echo=False)
+    replica = start_server("--replicaof", "127.0.0.1", str(master.port), echo=False)
+    with master.client() as m, replica.client() as r:
+        wait_until(lambda: r.info("replication")["master_link_status"] == "up", "the link")
+        store(m)
+        execute(m, "SET", "written", "by a script")
+        assert call(m, "run", "INPUTS", 1, "x", "ARGS", 2, "INCR", "n", "OUTPUTS", 1, "out") == OK
+        wait_until(lambda: r.exists("written", "n", "out") == 3, "the writes on the replica")
+        with pytest.raises(redis.ReadOnlyError):
+            execute(r, "SET", "a", "b")
+    master.restart()
+    with master.client() as m:
+        assert (m.get("written"), m.get("n"), m.exists("out")) == (b"by a script", b"1", 1)
+
+
+def test_a_script_waits_while_writes_are_paused(start_server: Callable[..., Server]) -> None:
+    server = start_server("--appendonly", "yes", echo=False)
+    with server.client() as admin, server.client() as client:
+        source = (
+            "def twice(tensors: List[Tensor], keys: List[str], args: List[str]):\n"
+            "    for i in range(1000000000):\n"
+            "        if int(str(redis.execute('EXISTS', keys[0]))) == 1:\n"
+            "            break\n"
+            "    redis.execute('SET', keys[1], 'after')\n"
+        )
+        store(admin)
+        admin.execute_command("AI.SCRIPTSTORE", "w", "CPU", "ENTRY_POINTS", 1, "twice", "SOURCE", source)
+        done: list[object] = []
+        thread = threading.Thread(
+            target=lambda: done.append(client.execute_command("AI.SCRIPTEXECUTE", "w", "twice", "KEYS", 2, "go", "k"))
+        )
+        thread.start()
+        wait_until(lambda: admin.info("everything")["ai_queue_CPU_idle_workers"] == 0, "the start of the script")
+        with admin.pipeline(transaction=True) as both:  # the script sees the signal only once the pause has begun
+            both.set("go", "1")
+            both.execute_command("CLIENT", "PAUSE", 100_000, "WRITE")
+            both.execute()
+        thread.join(0.5)
+        assert thread.is_alive() and not done
+        assert admin.get("k") is None
+        admin.execute_command("CLIENT", "UNPAUSE")
+        thread.join(60)
+        assert done == [OK]
+        assert admin.get("k") == b"after"
