@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from . import direct, plots
+from . import direct, plots, scale, stall
 from .load import Measured, measure
 from .rows import ROOT, SUITES, Row, prepare
 
@@ -107,8 +107,21 @@ def machine() -> str:
     return f"{os.cpu_count()} CPUs ({model}), {system}, load {os.getloadavg()[0]:.1f} at the start"
 
 
+def special(name: str, module_args: Sequence[str]) -> str:
+    """The suites that are no rows of requests: a server of their own, a table."""
+    with ExitStack() as stack:
+        echo = build_echo_module(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        server = start(module_path(), echo, module_args)
+        stack.callback(server.close)
+        prepare(server.client(), {"ONNX", "TORCH"})
+        return SPECIAL[name](server)
+
+
+SPECIAL = {"stall": stall.table, "scale": scale.table}
+
+
 @click.command()
-@click.option("--suite", "suites", multiple=True, type=click.Choice(list(SUITES)), help="Which rows; all when not given.")
+@click.option("--suite", "suites", multiple=True, type=click.Choice([*SUITES, *SPECIAL]), help="Which rows; all when not given.")
 @click.option("--rounds", default=3, show_default=True, help="Interleaved rounds.")
 @click.option("--scale", default=1.0, show_default=True, help="Factor on the number of requests.")
 @click.option("--only", default="", help="Only rows whose name contains this.")
@@ -120,7 +133,12 @@ def main(suites: tuple[str, ...], rounds: int, scale: float, only: str, against:
     out.mkdir(parents=True, exist_ok=True)
     modules = {"this": module_path(), **({"other": against.resolve()} if against else {})}
     here = machine()
-    for suite in suites or tuple(SUITES):
+    for suite in suites or (*SUITES, *SPECIAL):
+        if suite in SPECIAL:
+            text = f"# {suite}\n\n{here}.\n\n{special(suite, module_args.split())}\n"
+            (out / f"{suite}.md").write_text(text)
+            click.echo(text)
+            continue
         rows = [row for row in SUITES[suite]() if only in row.name or row.name in {r.against for r in SUITES[suite]() if only in r.name}]
         with ExitStack() as stack:
             echo = build_echo_module(Path(stack.enter_context(tempfile.TemporaryDirectory())))

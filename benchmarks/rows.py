@@ -95,7 +95,18 @@ def fraud_rows() -> Iterable[Row]:
         yield Row(name, command, 20_000, clients=clients, original=originals[backend], needs=backend)
 
 
-SUITES: dict[str, Callable[[], Iterable[Row]]] = {"tensors": tensor_rows, "runs": run_rows, "fraud": fraud_rows}
+def batching_rows() -> Iterable[Row]:
+    """Throughput and latency of a small and of a heavier model, by BATCHSIZE and number of clients."""
+    clients = (1, 4, 16, 50, 128, 256)
+    for model, tensor, requests in (("mlp", "row", 20_000), ("cnn", "image", 6_000)):
+        for batch in (0, 16, 64):
+            key = f"{model}{batch or ''}"
+            name = f"{model} {f'BATCHSIZE {batch}' if batch else 'unbatched'}"
+            yield Row(name, _words(f"AI.MODELEXECUTE {key} INPUTS 1 {tensor} OUTPUTS 1 c"), requests, clients=clients, needs="ONNX")
+    yield Row("blocked echo", ["ECHO.BLOCKED"], 20_000, clients=clients)
+
+
+SUITES: dict[str, Callable[[], Iterable[Row]]] = {"tensors": tensor_rows, "runs": run_rows, "batching": batching_rows, "fraud": fraud_rows}
 
 ADD_SCRIPT = "def add(tensors: List[Tensor], keys: List[str], args: List[str]):\n    return tensors[0] + tensors[1]\n"
 
@@ -107,7 +118,10 @@ STORED: tuple[tuple[str, str, str, str], ...] = (
     ("tflite", "TFLITE", "", "two_inputs.tflite"),
     ("mlp", "ONNX", "", "mlp.onnx"),
     ("mlp64", "ONNX", "BATCHSIZE 64", "mlp.onnx"),
+    ("mlp16", "ONNX", "BATCHSIZE 16", "mlp.onnx"),
     ("cnn", "ONNX", "", "cnn.onnx"),
+    ("cnn16", "ONNX", "BATCHSIZE 16", "cnn.onnx"),
+    ("cnn64", "ONNX", "BATCHSIZE 64", "cnn.onnx"),
     ("fraud", "ONNX", "", "fraud.onnx"),
     ("fraud64", "ONNX", "BATCHSIZE 64", "fraud.onnx"),
     ("fraudpt", "TORCH", "", "fraud.pt"),
