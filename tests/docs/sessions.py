@@ -6,8 +6,8 @@
     ```python    a program; the blocks of a page share their variables. An ```output block right after it is what it prints.
     ```sh        typed on a machine of one's own (installing, starting services): read for errors, not run.
 
-`<!-- no-run: reason -->` on the line before a block keeps it from being run. The blocks of a page run in order on one server that is empty at
-the top of the page, in a directory that has the checkout's examples/ and tests/ in it. The server's port takes the place of 6379.
+`<!-- no-run: reason -->` on the line before a block keeps it from being run. The blocks of a page run in order on one server that is empty
+at the top of the page, in a directory that has the checkout's examples/ and tests/ in it. The server's port takes the place of 6379.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,7 +225,8 @@ class Typist:
     def run_python(self, text: str) -> list[str]:
         text = re.sub(rf"\b{DEFAULT_PORT}\b", str(self.port), text)
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.chdir(self.directory):
+        with contextlib.redirect_stdout(printed), contextlib.chdir(self.directory), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             exec(compile(text, "<documentation>", "exec"), self.variables)
         return re.sub(rf"\b{self.port}\b", DEFAULT_PORT, printed.getvalue()).splitlines()
 
