@@ -35,7 +35,7 @@ class FakeTensor:
         self._view.flags.writeable = False
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return np.array(self._view, dtype=dtype, copy=bool(copy)) if dtype is not None or copy else self._view
+        return self._view if dtype is None and not copy else np.array(self._view, dtype=dtype, copy=copy)
 
     def __dlpack__(self) -> Any:
         return self.memory.__dlpack__()

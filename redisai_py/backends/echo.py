@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
+import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +84,16 @@ def _raise(call: Call) -> Any:
     return call.outputs
 
 
+def _say(call: Call) -> Any:
+    """Says its text in every way that a library has."""
+    text = call.model["text"]
+    logging.getLogger("library").error(text)
+    warnings.warn(f"warned: {text}", UserWarning, stacklevel=1)
+    sys.stdout.write(f"printed: {text}\n")
+    sys.stderr.write(f"complained: {text}\n")
+    return call.outputs
+
+
 def _out_of_memory(call: Call) -> Any:
     raise MemoryError("out of memory")
 
@@ -110,6 +123,7 @@ OPS: dict[str, Op] = {
     "nan": Op(lambda call: [np.full(output.shape, np.nan, np.float32) for output in call.outputs]),
     "none": Op(lambda call: [None for _ in call.outputs]),
     "half": Op(lambda call: [output.astype(np.float16) for output in call.outputs]),  # a dtype without a name
+    "say": Op(_say, frozenset({"text"})),
     "oom": Op(_out_of_memory),
     "abort": Op(lambda call: os.abort()),
     "exit": Op(lambda call: os._exit(1)),

@@ -178,9 +178,10 @@ class OnnxSession:
         self._limited = limited
         self._weights = sum(survey.weights)
 
-        self._fetched = [value.name for value in outputs if value.type.startswith("tensor(")]
-        self._logs_non_tensors = len(self._fetched) < len(outputs)
-        self._positions = [self._fetched.index(name) if name in self._fetched else None for name in self.outputs]
+        tensors = [value.name for value in outputs if value.type.startswith("tensor(")]
+        self._fetched = tensors or list(self.outputs)  # the library wants to be asked for something
+        self._logs_non_tensors = len(tensors) < len(outputs)
+        self._positions = [tensors.index(name) if name in tensors else None for name in self.outputs]
         self._texts = [value.type == _STRING for value in outputs]
         self._plain_outputs = not self._logs_non_tensors and not any(self._texts)
         self._feed = _feeder(self.inputs, [_utf8 if value.type == _STRING else np.asarray for value in inputs])

@@ -5,7 +5,7 @@
    can then be examined, also those that only an interface leads to. It holds the GIL, one reason why opening has its own thread.
 2. Code in an archive runs while it is loaded and may use files, so the archive is examined first (torch_archive.py) and the graphs after.
 3. Inputs alias keyspace values. TorchScript may write to its arguments or keep them in the module; the inputs that a graph could do that
-   to, by torch's own alias analysis, are copied before each run.
+   to (torch_graph.py) are copied before each run.
 4. Inference mode belongs to a thread and entering it costs more than a small model, so each worker enters it at its first run and never
    leaves.
 5. On a machine without CUDA the profiling executor is off. It measured the first two runs of every model and of every new batch size
@@ -25,9 +25,9 @@ from typing import Any, ClassVar
 from ..device import Device, parse_device
 from ..errors import BackendError
 from ..tensor import DTYPES
-from . import formats, torch_archive, torch_ops
+from . import formats, torch_archive, torch_graph, torch_ops
 from .base import Meter, ModelSpec, Settings, TensorView
-from .threads import quiet_openmp, threads_per_run
+from .threads import on_large_stack, quiet_openmp, threads_per_run
 
 #: dtypes torch itself could take, but TORCH never did: clients know these lines
 _REFUSED_INPUTS = {"UINT16": "Unsupported kUInt bits 16", "STRING": "Unsupported code 7"}
@@ -42,9 +42,6 @@ _NOT_IN_DLPACK = {
     "quint8": "QUInt8",
     "qint32": "QInt32",
 }
-
-#: nodes whose effect on the arguments alias analysis does not follow to the end, or that let an argument outlive the run
-_KEEPS_ARGUMENTS = frozenset({"prim::SetAttr", "prim::CallMethod", "prim::CallFunction", "prim::fork"})
 
 # "(sic)": existing clients compare the line.
 _UNKNOWN_OUTPUTS = "Erorr while trying to retrive model outputs number: std::exception"
@@ -95,7 +92,7 @@ class TorchBackend:
             raise BackendError("GPU requested but Torch couldn't find CUDA")
         try:
             torch_archive.check(self.torch._C.PyTorchFileReader(io.BytesIO(blob)), blob, settings.allow_file_ops)
-            return TorchSession(self, self._load(torch_archive.without_debug(blob), place, settings), place)
+            return on_large_stack(lambda: TorchSession(self, self._load(torch_archive.without_debug(blob), place, settings), place))
         except BackendError:
             raise
         except Exception as error:
@@ -139,8 +136,12 @@ class TorchBackend:
         """The archive's `forward`. Raises whatever torch raises, and BackendError for forbidden operators."""
         unit = self.torch._C.CompilationUnit()
         module = self.torch._C.import_ir_module_from_buffer(unit, blob, self.torch.device(place), {}, False)
-        torch_ops.check_graphs((function.graph for function in unit.get_functions()), allow_file_ops=settings.allow_file_ops)
-        return module._get_method("forward")
+        functions = unit.get_functions()
+        torch_ops.check_graphs((function.graph for function in functions), allow_file_ops=settings.allow_file_ops)
+        torch_graph.check_size(functions)
+        forward = module._get_method("forward")
+        torch_graph.check_chains(forward.inlined_graph)
+        return forward
 
 
 class TorchSession:
@@ -152,7 +153,7 @@ class TorchSession:
         self._backend = backend
         self._forward = forward
         self._place = place
-        self._copied = _written_inputs(forward.inlined_graph)
+        self._copied = torch_graph.written_inputs(forward.inlined_graph)
         self._plain = place == "cpu" and not any(self._copied)
         self._tensor = backend.torch.Tensor
         self._wire_dtypes = backend.wire_dtypes
@@ -232,15 +233,6 @@ def _declared_outputs(returned: Any) -> int:
     if kind == "TupleType":
         return sum(element.kind() == "TensorType" for element in returned.elements())
     return int(kind == "TensorType")
-
-
-def _written_inputs(graph: Any) -> tuple[bool, ...]:
-    """For each parameter after `self`: whether a run could write to its memory or keep it beyond the run."""
-    parameters = list(graph.inputs())[1:]
-    if not _KEEPS_ARGUMENTS.isdisjoint(torch_ops.operators(graph)):
-        return (True,) * len(parameters)
-    aliases = graph.alias_db()
-    return tuple(aliases.has_writers(parameter) for parameter in parameters)
 
 
 def _flatten(result: Any, n_outputs: int, tensor: type) -> Sequence[Any]:

@@ -26,6 +26,7 @@ from . import torch_ops
 #: An archive may unpack to this multiple of its size plus this many bytes.
 _PACK_RATIO, _PACK_FREE = 20, 64 << 20
 MAX_NESTING = 1000
+MAX_FUNCTIONS = 10_000  # each may be compiled in the middle of its caller
 
 #: bytes per element of a storage class
 _ITEM = {
@@ -46,9 +47,14 @@ def check(reader: Any, blob: bytes, allow_file_ops: bool = False) -> None:
     if sum(map(reader.get_record_size, records)) > _PACK_RATIO * len(blob) + _PACK_FREE:
         raise BackendError("ERR the archive unpacks to more than a model of its size can hold")
     _check_sums(blob)
+    functions = 0
     for record in records:
         if record.lower().endswith(".py"):  # torch finds records whatever the case
-            torch_ops.check_source(reader.get_record(record).decode(errors="replace"), allow_file_ops=allow_file_ops)
+            source = reader.get_record(record).decode(errors="replace")
+            torch_ops.check_source(source, allow_file_ops=allow_file_ops)
+            functions += source.count("def ")
+    if functions > MAX_FUNCTIONS:
+        raise BackendError(f"ERR the model has more than {MAX_FUNCTIONS} functions")
     for folder in ("constants", "data"):
         _check_pickle(folder, reader)
 
@@ -165,15 +171,13 @@ def _nests_too_deeply(value: Any) -> bool:
         container, parts = path[-1]
         for part in parts:
             below = heights.get(id(part))
+            if len(path) + (below or 0) > MAX_NESTING:
+                return True
             if below is None and _parts(part):
                 heights[id(part)] = 0
                 path.append((part, iter(_parts(part))))
                 break
-            if len(path) + (below or 0) > MAX_NESTING:
-                return True
         else:
             path.pop()
-            heights[id(container)] = height = 1 + max((heights.get(id(part), 0) for part in _parts(container)), default=0)
-            if len(path) + height > MAX_NESTING:
-                return True
+            heights[id(container)] = 1 + max((heights.get(id(part), 0) for part in _parts(container)), default=0)
     return False

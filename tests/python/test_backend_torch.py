@@ -346,6 +346,40 @@ def test_a_model_that_only_reads_gets_the_stored_memory_itself(run: Run) -> None
     assert np.shares_memory(run(one_line("x.view([-1])"), x)[0], x.memory)
 
 
+def test_writing_to_the_module_costs_no_copy_of_the_inputs(opened: Callable[..., Session]) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.ReLU(inplace=True))
+    for training in (True, False):
+        session: Any = opened(saved(torch.jit.script(network.train(training))))
+        assert session._copied == (False,)
+    session = opened(archive("def forward(self, x):\n    self.count.add_(1)\n    return x + self.count\n", count=torch.zeros(1)))
+    assert session._copied == (False,)
+
+
+def test_statistics_among_the_inputs_stay_as_they_are(run: Run) -> None:
+    blob = archive("def forward(self, x, m, v):\n    return torch.batch_norm(x, None, None, m, v, True, 0.1, 1e-5, False)\n")
+    x, mean, variance = (
+        FakeTensor(np.arange(size, dtype=np.float32).reshape(shape)) for size, shape in ((8, (4, 2)), (2, (2,)), (2, (2,)))
+    )
+    before = [tensor.memory.copy() for tensor in (x, mean, variance)]
+    run(blob, x, mean, variance)
+    for tensor, memory in zip((x, mean, variance), before, strict=True):
+        np.testing.assert_array_equal(tensor.memory, memory)
+
+
+def test_a_list_in_the_module_keeps_copies(opened: Callable[..., Session]) -> None:
+    class Collects(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = [torch.zeros(1)]
+
+        def forward(self, x):
+            self.seen.append(x)
+            return torch.cat(self.seen)
+
+    session: Any = opened(saved(torch.jit.script(Collects())))
+    assert session._copied == (True,)
+
+
 def test_equal_inputs_give_equal_outputs(run: Run, opened: Callable[..., Session]) -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5)).eval()
@@ -741,6 +775,33 @@ def test_lists_that_compile_are_left_alone(source: str) -> None:
 
     check_source(source)
     torch._C.CompilationUnit().define(source, lambda name: None)
+
+
+TOO_COMPLEX = "ERR the model is too complex: its functions, put into one another where they are called, grow too large"
+
+
+def methods(bodies: list[str], forward: str) -> bytes:
+    source = "".join(f"  def m{i}(self: {SELF}, x: Tensor) -> Tensor:\n    {body}\n" for i, body in enumerate(bodies))
+    return with_code(f"{HEAD}{source}  def forward(self: {SELF}, x: Tensor) -> Tensor:\n    {forward}\n")
+
+
+def test_functions_that_double_at_each_call_are_refused(opened: Callable[..., Session]) -> None:
+    doubling = [f"return torch.add((self).m{i + 1}(x, ), (self).m{i + 1}(x, ))" for i in range(40)]
+    assert refused(opened, methods([*doubling, "return x"], "return (self).m0(x, )")) == TOO_COMPLEX
+
+
+def test_calls_many_levels_deep_are_refused(opened: Callable[..., Session]) -> None:
+    calls = [f"return (self).m{i + 1}(x, )" for i in range(3000)]
+    assert refused(opened, methods([*calls, "return x"], "return (self).m0(x, )")) == TOO_COMPLEX
+    assert refused(opened, methods(["return x"] * 10_001, "return x")) == "ERR the model has more than 10000 functions"
+
+
+def test_long_chains_of_operators_are_refused(opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:
+    from redisai_py.backends import torch_graph
+
+    monkeypatch.setattr(torch_graph, "MAX_CHAIN", 100)
+    assert refused(opened, handwritten("\n    ".join(["x = torch.add(x, 1)"] * 101))) == TOO_COMPLEX
+    assert opened(handwritten("\n    ".join(["y = torch.add(x, 1)"] * 200)))
 
 
 def test_long_code_that_is_not_deep_is_fine(run: Run) -> None:
