@@ -472,10 +472,10 @@ static void digest_names(RedisModuleDigest *digest, Names names) {
     for (int i = 0; i < names.n; i++) RedisModule_DigestAddStringBuffer(digest, names.item[i].p, names.item[i].n);
 }
 
-/* Only what a client stored: names that are found by opening a model are known on a master before they are on its replica. */
 /* A SavedModel, whose names may come from the archive: found where it was opened, unknown where it was not. */
 static bool is_archive(const Blob *b) { return b->len >= 4 && memcmp(b->data, "PK\3\4", 4) == 0; }
 
+/* Only what a client stored: names that are found by opening a model are known on a master before they are on its replica. */
 static void program_digest(RedisModuleDigest *digest, void *value) {
     const Program *p = value;
     RedisModule_DigestAddLongLong(digest, p->kind);
@@ -488,8 +488,8 @@ static void program_digest(RedisModuleDigest *digest, void *value) {
     RedisModule_DigestAddStringBuffer(digest, p->blob->data, p->blob->len);
     digest_names(digest, p->entry_points);
     if (p->kind == PROGRAM_MODEL && p->backend == BACKEND_TF && !is_archive(p->blob)) {
-        digest_names(digest, p->inputs);
-        digest_names(digest, p->outputs);
+        digest_names(digest, known(p, p->inputs));
+        digest_names(digest, known(p, p->outputs));
     }
     RedisModule_DigestEndSequence(digest);
 }
