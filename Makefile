@@ -31,6 +31,7 @@ run: build ## Install, build, start a server on PORT with example models, and sh
 test: EXTRAS := all,test
 test: build ## Install, build and run all tests
 	@$(PY) tools/servers.py
+	@$(PY) tools/real_models.py
 	$(PY) -m pytest $(ARGS)
 
 test-asan: BUILD_TYPE := ASAN
