@@ -44,7 +44,7 @@ FORMATS: dict[str, Format] = {
     "mobile": Format("a PyTorch Mobile flatbuffer", "save the model with torch.jit.save"),
     "ort": Format("a model in ORT format", "store the ONNX file it was made from"),
     "savedmodel": Format("the saved_model.pb of a TensorFlow SavedModel, without its variables", _FREEZE),
-    "savedmodel-zip": Format("a zipped TensorFlow SavedModel", backend="TF"),
+    "savedmodel-zip": Format("a zipped TensorFlow SavedModel", "store it with TF, one to an archive"),
     "keras": Format("a Keras model file", "export it to TensorFlow, TensorFlow Lite or ONNX"),
     "hdf5": Format("an HDF5 file, such as Keras writes", "export it to TensorFlow, TensorFlow Lite or ONNX"),
     "safetensors": Format("a safetensors file: weights without the code that uses them", _SCRIPT),
