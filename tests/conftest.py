@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from servers import Server, default_binary
+from servers import Server, default_binary, server_binaries
 
 
 def pytest_report_header() -> list[str]:
@@ -51,6 +51,19 @@ def _emptied(server: Server) -> Iterator[Server]:
     yield server
     assert server.alive(), f"the server died; its log ends:\n{server.log()[-6000:]}"
     assert server.pid == pid
+
+
+@pytest.fixture(scope="session", params=server_binaries(), ids=str)
+def _shared_every_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    server = Server(binary=server_binaries()[request.param])
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def every_server(_shared_every_server: Server) -> Iterator[Server]:
+    """Each server that is installed in turn, with the echo backend, shared by the whole run; a test puts back what it configures."""
+    yield from _emptied(_shared_every_server)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from .._shim import Shim
 from ..backends import BACKENDS, backend_class
 from ..backends.base import ModelSpec, Settings
 from ..errors import BackendError
-from ..log import logger
+from ..log import current, logger
 from .sessions import Opened, Sessions
 from .worker import Workers
 
@@ -50,6 +50,7 @@ class Loader:
                 logger.exception("the loader could not finish a task")
 
     def _handle(self, message: Any) -> None:
+        current.about = None if isinstance(message, int) else message
         if isinstance(message, int):
             self._close(message)
         elif hasattr(message, "opened"):  # not `blob`, which would be made to be thrown away

@@ -14,7 +14,7 @@ from typing import Any
 
 from .._shim import Shim
 from ..errors import BackendError, BatchMismatch, Terminated
-from ..log import logger
+from ..log import current, logger
 from .sessions import Opened, Sessions
 
 #: Errors that a retry by member would only repeat.
@@ -58,6 +58,7 @@ class Workers:
 
 def answer(batch: Any, sessions: Sessions) -> None:
     """Runs a batch and answers it, whatever happens. Never raises."""
+    current.about = batch
     try:
         batch.finish(_run(batch, sessions[batch.program], sessions))
     except _FINAL as error:
