@@ -6,8 +6,9 @@ so that a typing error in a test is not a test that passes.
 
     {"inputs": 2, "outputs": 1, "op": "add"}
 
-`inputs` and `outputs` count (1 and 1). `open_sleep` (seconds, the GIL free), `open_spin` (seconds, the GIL held) and `open_raise` (text)
-say what storing the model does. `terminable`: the session has `terminate()`, which ends a sleep or a gate.
+`inputs` and `outputs` count (1 and 1). `open_sleep` (seconds, the GIL free), `open_gate` (until the file is there), `open_spin` (seconds,
+the GIL held) and `open_raise` (text) say what storing the model does. `terminable`: the session has `terminate()`, which ends a sleep or
+a gate.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .base import Meter, ModelSpec, Settings, TensorView
 
 Arrays = list[np.ndarray[Any, Any]]
 _GATE_SECONDS = 0.005
-_COMMON = {"op", "inputs", "outputs", "open_sleep", "open_spin", "open_raise", "terminable"}
+_COMMON = {"op", "inputs", "outputs", "open_sleep", "open_gate", "open_spin", "open_raise", "terminable"}
 
 
 @dataclass
@@ -102,6 +103,17 @@ def _system_exit(call: Call) -> Any:
     raise SystemExit(1)
 
 
+class Unspeakable(Exception):
+    """An exception that raises when it is asked what it is, as those do whose text is no UTF-8."""
+
+    def __str__(self) -> str:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+def _unspeakable(call: Call) -> Any:
+    raise Unspeakable
+
+
 @dataclass(frozen=True)
 class Op:
     """What a run does, and the keys beside the common ones: those it needs and those it may have."""
@@ -127,6 +139,7 @@ OPS: dict[str, Op] = {
     "oom": Op(_out_of_memory),
     "abort": Op(lambda call: os.abort()),
     "exit": Op(lambda call: os._exit(1)),
+    "unspeakable": Op(_unspeakable),
     "system_exit": Op(_system_exit),  # an exception that `except Exception` does not catch
 }
 
@@ -148,6 +161,8 @@ class EchoBackend:
         parse_device(spec.device)
         model = _read(blob)
         time.sleep(model.get("open_sleep", 0))
+        while "open_gate" in model and not Path(model["open_gate"]).exists():
+            time.sleep(_GATE_SECONDS)
         if "open_spin" in model:
             _hold_gil(model["open_spin"])
         if "open_raise" in model:

@@ -16,7 +16,7 @@ from ..backends.base import ModelSpec, Settings
 from ..errors import BackendError
 from ..log import current, logger
 from .sessions import Opened, Sessions
-from .worker import Workers
+from .worker import Workers, sentence
 
 #: Set by the project's own tests only: every backend name then means a backend that needs no library (see backends/echo.py).
 TEST_BACKEND = "REDISAI_TEST_BACKEND"
@@ -47,6 +47,7 @@ class Loader:
                     return
                 self._handle(message)
             except BaseException:  # whatever a library does, the next store must still be served
+                message = None  # answers it, if nothing else has
                 logger.exception("the loader could not finish a task")
 
     def _handle(self, message: Any) -> None:
@@ -94,8 +95,9 @@ class Loader:
             logger.warning("%s", error)
             opening.failed("ERR Could not load backend")
         except BaseException as error:
-            logger.warning("%s could not be opened: %s: %s", key, type(error).__name__, error)
-            opening.failed(f"ERR {type(error).__name__}: {error}")
+            text = sentence(error)
+            logger.warning("%s could not be opened: %s", key, text.removeprefix("ERR "))
+            opening.failed(text)
         else:
             self._sessions[opening.id] = opened
             opening.opened(getattr(opened.session, "inputs", ()), getattr(opened.session, "outputs", ()))

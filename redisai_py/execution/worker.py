@@ -52,7 +52,8 @@ class Workers:
                 while (batch := pop()) is not None:
                     answer(batch, sessions)
                 return
-            except BaseException:  # the request has been answered; those behind it still need their worker
+            except BaseException:  # those behind it still need their worker
+                batch = None  # answers its requests, if nothing else has
                 logger.exception("a worker could not take or answer a batch")
 
 
@@ -66,10 +67,11 @@ def answer(batch: Any, sessions: Sessions) -> None:
     except BackendError as error:
         _retry_or_fail(batch, sessions, str(error))
     except Exception as error:
-        logger.warning("%s: a run failed: %s: %s", batch.key, type(error).__name__, error)
-        _retry_or_fail(batch, sessions, _sentence(error))
+        text = sentence(error)
+        logger.warning("%s: a run failed: %s", batch.key, text.removeprefix("ERR "))
+        _retry_or_fail(batch, sessions, text)
     except BaseException as error:  # SystemExit raised inside a library ends the request, not the worker
-        batch.fail(_sentence(error))
+        batch.fail(sentence(error))
 
 
 def _run(batch: Any, opened: Opened, sessions: Sessions) -> Any:
@@ -98,8 +100,12 @@ def _retry_or_fail(batch: Any, sessions: Sessions, text: str) -> None:
         answer(member, sessions)
 
 
-def _sentence(error: BaseException) -> str:
-    text = str(error)
+def sentence(error: BaseException) -> str:
+    """What a client reads of an exception that no backend foresaw."""
+    try:
+        text = str(error)
+    except Exception:  # its text is no UTF-8, or worse
+        text = ""
     if text.startswith("ERR "):
         return text
     return f"ERR {type(error).__name__}: {text}" if text else f"ERR {type(error).__name__}"
