@@ -55,7 +55,7 @@ def lookup(name: bytes, kind: str) -> bytes | None:
     return WRONGTYPE if any(there.values()) or name in OTHERS else EMPTY.get(kind, NO_TENSOR)
 
 
-# ---- both sides of a comparison --------------------------------------------------------------------------------------------------------
+# ---- both sides of a comparison ----------------------------------------------------------------------------------------------------------
 
 
 class Arguments:
@@ -278,7 +278,7 @@ def check_keys(model: Plan | bytes, used: list[tuple[int, str]], named: list[tup
     assert len(reads & writes) == sum(len(op.keys) for op in model.ops)
 
 
-# ---- any arguments ---------------------------------------------------------------------------------------------------------------------
+# ---- any arguments -----------------------------------------------------------------------------------------------------------------------
 
 EXAMPLES = int(os.environ.get("UNIT_EXAMPLES", "200"))
 thoroughly = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
