@@ -140,6 +140,8 @@ typedef struct Tensor {
 /* Uninitialised data (STRING: offsets too). NULL and *error (static text) when the shape overflows or is beyond MAX_TENSOR_BYTES, or memory is
  * short. `nbytes` is given for STRING and ignored otherwise. Any thread. */
 Tensor *tensor_new(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, const char **error);
+/* The same without MAX_TENSOR_BYTES, for what was accepted once: a server's own file, what its master holds. */
+Tensor *tensor_load(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, const char **error);
 /* Product of dims in *length; false when it or its bytes overflow. Dims must be >= 0. */
 bool tensor_length(Dtype dtype, int ndim, const int64_t *dims, int64_t *length);
 /* Fills offsets from the data of a STRING tensor; false when it does not hold exactly `length` NUL-terminated items. */

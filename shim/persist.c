@@ -175,7 +175,8 @@ static Tensor *read_tensor(Reader *r, int encver) {
     check_length(r, dtype, ndim, dims, data, &length);
     if (dtype == T_STRING) skip_numbers(r, (uint64_t)length);
 
-    Tensor *t = r->wrong ? NULL : tensor_new(dtype, ndim, dims, data.n, &error);
+    Tensor *t = NULL;
+    if (!r->wrong) t = (byte_limit(0) ? tensor_load : tensor_new)(dtype, ndim, dims, data.n, &error);
     if (!t) refuse(r, error);
     if (t && data.n) memcpy((char *)t->bytes, data.p, data.n);
     bytes_free(data);
@@ -187,7 +188,7 @@ static Tensor *read_tensor(Reader *r, int encver) {
     return t;
 }
 
-static void *tensor_load(RedisModuleIO *io, int encver) {
+static void *tensor_rdb_load(RedisModuleIO *io, int encver) {
     Reader r = {io, NULL};
     if (from_the_future(io, encver, "tensor")) return NULL;
     Tensor *t = read_tensor(&r, encver);
@@ -592,7 +593,7 @@ static void on_flush(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void
  *   defrag               a value is shared by pointer with jobs and sessions on other threads, and tensor data must keep its alignment */
 static RedisModuleTypeMethods tensor_methods = {
     .version = 5,
-    .rdb_load = tensor_load,
+    .rdb_load = tensor_rdb_load,
     .rdb_save = tensor_save,
     .aof_rewrite = tensor_rewrite,
     .mem_usage = tensor_memory,

@@ -6,7 +6,7 @@
  *    makes an aligned copy (tensor_aligned). TENSORGET, RDB and replication read the string itself.
  * 2. Such a string must not move. Redis trims a kept argument after the command, so we trim it first (RM_TrimStringAllocation); on
  *    servers without that function the data is copied.
- * 3. Every shape, from a client, a model or a dump, passes tensor_new(): overflow, then MAX_TENSOR_BYTES, then the allocation.
+ * 3. Every shape, from a client, a model or a dump, passes tensor_alloc(): overflow, then the limit, then the allocation.
  * 4. A failing command changes nothing, not even a WATCH: the arguments are parsed before the key is opened for writing, although a wrong
  *    key type is reported before a wrong argument. */
 #include "ai.h"
@@ -67,7 +67,7 @@ bool tensor_length(Dtype dtype, int ndim, const int64_t *dims, int64_t *length) 
 static char *align(char *p) { return (char *)(((uintptr_t)p + ALIGNMENT - 1) & ~(uintptr_t)(ALIGNMENT - 1)); }
 
 /* Header, dims, offsets and room for `inner` bytes of data, which is nbytes, or 0 where a kept string holds them. */
-static Tensor *tensor_alloc(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, size_t inner, const char **error) {
+static Tensor *tensor_alloc(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, size_t inner, size_t limit, const char **error) {
     int64_t length;
     size_t noffsets = 0, offsets_bytes, wanted, total;
     *error = ERR_RANK;
@@ -78,7 +78,7 @@ static Tensor *tensor_alloc(Dtype dtype, int ndim, const int64_t *dims, size_t n
     size_t head = sizeof(Tensor) + (size_t)ndim * sizeof(int64_t);
     if (mul_overflow(noffsets, sizeof(uint64_t), &offsets_bytes)) return NULL;
     *error = ERR_LIMIT;
-    if (__builtin_add_overflow(offsets_bytes, nbytes, &wanted) || wanted > (size_t)config.max_tensor_bytes) return NULL;
+    if (__builtin_add_overflow(offsets_bytes, nbytes, &wanted) || wanted > limit) return NULL;
     *error = ERR_MEMORY;
     if (__builtin_add_overflow(head + offsets_bytes + ALIGNMENT, inner, &total)) return NULL;
     Tensor *t = mem_try(total, SIZE_MAX);
@@ -97,10 +97,19 @@ static Tensor *tensor_alloc(Dtype dtype, int ndim, const int64_t *dims, size_t n
     return t;
 }
 
-Tensor *tensor_new(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, const char **error) {
+static Tensor *new_within(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, size_t limit, const char **error) {
     int64_t length;
     if (dtype != T_STRING) nbytes = tensor_length(dtype, ndim, dims, &length) ? (size_t)length * dtypes[dtype].size : 0;
-    return tensor_alloc(dtype, ndim, dims, nbytes, nbytes, error);
+    return tensor_alloc(dtype, ndim, dims, nbytes, nbytes, limit, error);
+}
+
+Tensor *tensor_new(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, const char **error) {
+    return new_within(dtype, ndim, dims, nbytes, (size_t)config.max_tensor_bytes, error);
+}
+
+/* What was accepted once comes back: a server must start with its own file, and hold what its master holds, whatever the limit is now. */
+Tensor *tensor_load(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, const char **error) {
+    return new_within(dtype, ndim, dims, nbytes, SIZE_MAX, error);
 }
 
 Tensor *tensor_ref(Tensor *t) {
@@ -217,6 +226,7 @@ typedef struct Spec { /* what the words say, before a byte of data is looked at 
     int64_t dims[AI_MAX_DIMS];
     int64_t length;
     int blob, values; /* index of the first word of data; 0 = not given */
+    size_t limit;     /* bytes the tensor may take */
 } Spec;
 
 /* `least` is the smallest dim allowed. */
@@ -244,7 +254,7 @@ static const char *spec_parse(Spec *s, const Slice *argv, int argc, int64_t leas
 }
 
 static Tensor *tensor_zeros(const Spec *s, const char **error) {
-    Tensor *t = tensor_new(s->dtype, s->ndim, s->dims, (size_t)s->length, error);
+    Tensor *t = new_within(s->dtype, s->ndim, s->dims, (size_t)s->length, s->limit, error);
     if (!t) return NULL;
     memset((char *)t->bytes, 0, t->nbytes);
     if (t->offsets) tensor_index_strings(t);
@@ -282,7 +292,7 @@ static Tensor *tensor_from_blob(const Spec *s, Slice blob, RedisModuleString *st
     *error = blob_check(s, blob);
     if (*error) return NULL;
     bool keep = string && ai_can_trim && blob.n >= KEEP_BYTES;
-    Tensor *t = tensor_alloc(s->dtype, s->ndim, s->dims, blob.n, keep ? 0 : blob.n, error);
+    Tensor *t = tensor_alloc(s->dtype, s->ndim, s->dims, blob.n, keep ? 0 : blob.n, s->limit, error);
     if (!t) return NULL;
     if (keep) keep_source(t, string);
     else memcpy((char *)t->bytes, blob.p, blob.n);
@@ -301,7 +311,7 @@ static Tensor *tensor_from_strings(const Spec *s, const Slice *values, const cha
         if (values[i].n == 0 || memchr(values[i].p, '\0', values[i].n - 1)) return NULL;
         nbytes += values[i].n + !ends_in_nul(values[i]);
     }
-    Tensor *t = tensor_new(T_STRING, s->ndim, s->dims, nbytes, error);
+    Tensor *t = new_within(T_STRING, s->ndim, s->dims, nbytes, s->limit, error);
     if (!t) return NULL;
     char *p = (char *)t->bytes;
     for (int64_t i = 0; i < s->length; i++) {
@@ -334,7 +344,7 @@ static bool store_int(Dtype dtype, void *data, int64_t i, Slice value) {
 }
 
 static Tensor *tensor_from_numbers(const Spec *s, const Slice *values, const char **error) {
-    Tensor *t = tensor_new(s->dtype, s->ndim, s->dims, 0, error);
+    Tensor *t = new_within(s->dtype, s->ndim, s->dims, 0, s->limit, error);
     if (!t) return NULL;
     bool (*store)(Dtype, void *, int64_t, Slice) = s->dtype <= T_DOUBLE ? store_real : store_int;
     for (int64_t i = 0; i < s->length; i++) {
@@ -346,9 +356,10 @@ static Tensor *tensor_from_numbers(const Spec *s, const Slice *values, const cha
     return t;
 }
 
-static Tensor *parse(const Slice *argv, int argc, RedisModuleString **strings, int64_t least, const char **error) {
-    Spec s;
-    *error = spec_parse(&s, argv, argc, least);
+/* What comes back from the AOF or from the master was accepted once: it may have a dim of 0, which models produce, and any size. */
+static Tensor *parse(const Slice *argv, int argc, RedisModuleString **strings, bool replay, const char **error) {
+    Spec s = {.limit = replay ? SIZE_MAX : (size_t)config.max_tensor_bytes};
+    *error = spec_parse(&s, argv, argc, replay ? 0 : 1);
     if (*error) return NULL;
     if (s.blob) return tensor_from_blob(&s, argv[s.blob], strings ? strings[s.blob] : NULL, error);
     if (s.values) return (s.dtype == T_STRING ? tensor_from_strings : tensor_from_numbers)(&s, argv + s.values, error);
@@ -356,10 +367,9 @@ static Tensor *parse(const Slice *argv, int argc, RedisModuleString **strings, i
 }
 
 Tensor *tensor_parse(const Slice *argv, int argc, RedisModuleString **strings, const char **error) {
-    return parse(argv, argc, strings, 1, error);
+    return parse(argv, argc, strings, false, error);
 }
 
-/* Models produce tensors with a dim of 0. They come back from the AOF and from the master as AI.TENSORSET, and only from there. */
 static bool is_replay(RedisModuleCtx *ctx) {
     return (RedisModule_GetContextFlags(ctx) & (CTX_LOADING | CTX_REPLICATED)) != 0;
 }
@@ -371,7 +381,8 @@ static Tensor *parse_command(RedisModuleCtx *ctx, RedisModuleString **argv, int 
     if (n > FEW_WORDS) words = RedisModule_Alloc((size_t)n * sizeof(Slice));
     for (int i = 0; i < n; i++) words[i] = slice_of(argv[i + 2]);
     Tensor *t = tensor_parse(words, n, argv + 2, error);
-    if (!t && strcmp(*error, ERR_SHAPE) == 0 && is_replay(ctx)) t = parse(words, n, argv + 2, 0, error);
+    bool strict = !t && (strcmp(*error, ERR_SHAPE) == 0 || strcmp(*error, ERR_LIMIT) == 0);
+    if (strict && is_replay(ctx)) t = parse(words, n, argv + 2, true, error);
     if (words != few) RedisModule_Free(words);
     return t;
 }

@@ -97,6 +97,7 @@ class Server:
         port: int | None = None,
         env: dict[str, str] | None = None,
         load_module: bool = True,
+        conf: Path | None = None,
     ) -> None:
         self.binary = binary or default_binary()
         self.port = port or free_port()
@@ -107,11 +108,13 @@ class Server:
         self.server_args = list(server_args)
         self.env = {**os.environ, **({"REDISAI_TEST_BACKEND": "echo"} if echo else {}), **(env or {})}
         self.load_module = load_module
+        self.conf = conf
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def command_line(self) -> list[str]:
-        line = [str(self.binary), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
+        line = [str(self.binary), *([str(self.conf)] if self.conf else [])]
+        line += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
         line += ["--logfile", str(self.log_path)]
         if "redis-6.2" not in str(self.binary):  # 6.2 always allows DEBUG and does not know the option
             line += ["--enable-debug-command", "yes"]
@@ -130,7 +133,7 @@ class Server:
         if self.process.poll() is not None:
             raise AssertionError(f"the server ended with {self.process.returncode}; its log ends:\n{self.log()[-4000:]}")
         try:
-            with contextlib.closing(self.client()) as client:
+            with contextlib.closing(self.client(retry=None)) as client:
                 return bool(client.ping())
         except (redis.ConnectionError, redis.BusyLoadingError, redis.ResponseError):
             return False

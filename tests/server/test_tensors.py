@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 from conftest import echo_model
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from servers import Server
+from servers import Server, wait_until
 from wire import OK, QUEUED, Double, Error, Status, Wire, encode
 
 DTYPES = {
@@ -613,3 +614,24 @@ def test_any_arguments_get_one_reply_and_change_nothing_when_refused(wire: Wire,
         assert content(wire) == ("INT8", [1], [1])
     reply = wire.only_reply("AI.TENSORGET", *words)
     assert isinstance(reply, (Error, list, bytes))
+
+
+def test_a_limit_that_was_lowered_keeps_no_server_from_its_own_tensors(start_server: Callable[..., Server]) -> None:
+    """MAX_TENSOR_BYTES is for what clients and models bring; what was accepted once loads, replays and replicates whatever it is now."""
+    big = bytes(range(256)) * 40
+    options = ("--appendonly", "yes", "--aof-use-rdb-preamble", "no")
+    server = start_server(*options)
+    with server.client() as client:
+        client.execute_command("AI.TENSORSET", "big", "UINT8", len(big), "BLOB", big)
+    server.module_args = ["MAX_TENSOR_BYTES", "1000"]
+    server.restart()  # from the AOF
+    replica = start_server("--replicaof", "127.0.0.1", str(server.port), module_args=["MAX_TENSOR_BYTES", "100"])
+    with server.client() as client, replica.client() as second:
+        assert client.execute_command("AI.TENSORGET", "big", "BLOB") == big
+        with pytest.raises(redis.ResponseError, match="larger than MAX_TENSOR_BYTES"):
+            client.execute_command("AI.TENSORSET", "other", "UINT8", len(big), "BLOB", big)
+        client.execute_command("AI.TENSORSET", "small", "UINT8", 500, "BLOB", big[:500])
+        wait_until(lambda: second.exists("big", "small") == 2, "both tensors on the replica")
+        dump = client.dump("big")
+        with pytest.raises(redis.ResponseError, match="Bad data format"):
+            client.restore("again", 0, dump)  # no way around the limit
