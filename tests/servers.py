@@ -133,9 +133,9 @@ class Server:
         if self.process.poll() is not None:
             raise AssertionError(f"the server ended with {self.process.returncode}; its log ends:\n{self.log()[-4000:]}")
         try:
-            with contextlib.closing(self.client(retry=None)) as client:
+            with contextlib.closing(self.client(retry=None, socket_timeout=2)) as client:
                 return bool(client.ping())
-        except (redis.ConnectionError, redis.BusyLoadingError, redis.ResponseError):
+        except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError):  # not yet, or loading
             return False
 
     def client(self, **options: Any) -> redis.Redis:
