@@ -21,6 +21,7 @@ import os
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -470,6 +471,46 @@ def scalar_output() -> bytes:
 def first_row() -> bytes:
     """FLOAT [n, 2] `x` -> its first row, FLOAT [1, 2]: what comes out never matches a batch."""
     return tf_blob(lambda tf1: tf1.identity(tf1.placeholder(tf1.float32, [None, 2], name="x")[:1], name="first"))
+
+
+@writes("first_row.pt")
+def first_row_torch() -> bytes:
+    return torch_blob("def forward(self, x: Tensor) -> Tensor:\n    return x[:1].clone()\n")
+
+
+@writes("first_row.onnx")
+def first_row_onnx() -> bytes:
+    bounds = {"zero": np.zeros(1, np.int64), "one": np.ones(1, np.int64)}
+    slice_ = op("Slice", ["x", "zero", "one"], ["first"])
+    return onnx_blob([slice_], [("x", "f4", [None, 2])], [("first", "f4", [None, 2])], bounds)
+
+
+@writes("first_row.tflite")
+def first_row_tflite() -> bytes:
+    tf = tensorflow()
+    return tflite_blob(lambda x: tf.strided_slice(x, [0, 0], [1, 2]), [("x", tf.float32, [None, 2])])
+
+
+@writes("saved_model.zip")
+def saved_model() -> bytes:
+    """A zipped SavedModel with weights in its checkpoint: FLOAT [n, 2] `features` -> `scores`, [x0 + 2 x1 + 0.5]."""
+    tf1 = tensorflow().compat.v1
+    with tempfile.TemporaryDirectory() as folder, tf1.Graph().as_default(), tf1.Session() as session:
+        x = tf1.placeholder(tf1.float32, [None, 2], name="x")
+        weights = tf1.get_variable("weights", initializer=np.float32([[1], [2]]), use_resource=True)
+        scores = tf1.add(tf1.matmul(x, weights), 0.5, name="y")
+        session.run(tf1.global_variables_initializer())
+        root = Path(folder) / "bundle"
+        tf1.saved_model.simple_save(session, str(root), {"features": x}, {"scores": scores})
+        return zipped(root)
+
+
+def zipped(root: Path) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            archive.writestr(zipfile.ZipInfo(str(path.relative_to(root))), path.read_bytes())  # without the time
+    return packed.getvalue()
 
 
 # ---- what the benchmarks run -----------------------------------------------------------------------------------------------------------
