@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import click
@@ -168,6 +169,23 @@ def test_every_command_has_its_page(real: redis.Redis) -> None:
             page = ROOT / "docs" / "commands" / f"{command.removesuffix('_ro')}.md"
         assert page.exists(), f"{command} has no page"
         assert command.upper() in page.read_text(), page
+
+
+def test_the_overview_of_commands_says_what_the_server_says(real: redis.Redis) -> None:
+    rows = dict(re.findall(r"^\| \[([A-Z._]+)\]\([^)]*\) \| (.+) \|$", (ROOT / "docs" / "commands" / "index.md").read_text(), re.MULTILINE))
+    try:
+        described = real.execute_command("COMMAND", "DOCS", *rows)
+    except redis.ResponseError:
+        pytest.skip("a server before 7.0 has no COMMAND DOCS")
+    summaries = {
+        name.decode().upper(): dict(zip(entry[::2], entry[1::2], strict=True))[b"summary"].decode() for name, entry in pairs(described)
+    }
+    assert rows == summaries
+    assert len(rows) == 22
+
+
+def pairs(reply: Any) -> list[tuple[Any, Any]]:
+    return list(reply.items()) if isinstance(reply, dict) else list(zip(reply[::2], reply[1::2], strict=True))
 
 
 def configuration_rows() -> list[tuple[str, str, str]]:
