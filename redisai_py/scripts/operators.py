@@ -79,12 +79,13 @@ def _array() -> tuple[list[Any], list[int]]:
 
 def _run_model(key: Any, inputs: list[torch.Tensor], n_outputs: int) -> list[torch.Tensor]:
     host, device = _current()
+    name = word(key)
     _set_optimize(True)
     try:
-        outputs = host.model_execute(word(key), [to_array(tensor, "redisAI.model_execute") for tensor in inputs], n_outputs)
+        outputs = host.model_execute(name, [to_array(tensor, "redisAI.model_execute") for tensor in inputs], n_outputs)
     finally:
         _set_optimize(False)
-    return [from_array(output, device) for output in outputs]
+    return [from_array(output, device, name.decode("utf-8", "replace")) for output in outputs]
 
 
 #: library -> rows of (schema, function)

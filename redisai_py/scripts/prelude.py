@@ -61,6 +61,10 @@ def execute(command: str, args: List[str]) -> Optional[Any]: ...
 def execute(command: str, args: List[Any]) -> Optional[Any]: ...
 
 
+@torch.jit._overload
+def execute(command: str, args: List[Optional[Any]]) -> Optional[Any]: ...
+
+
 def execute(command, args: Optional[List[str]] = None):
     words = [_pack(command)]
     if args is not None:

@@ -57,9 +57,11 @@ def _refusal(dtype: torch.dtype, where: str) -> str:
     return f"ERR {where} returned a tensor of type {str(dtype).removeprefix('torch.')}, which has no RedisAI dtype"
 
 
-def from_array(array: Any, device: torch.device | None) -> torch.Tensor:
-    """A model's output as a tensor on `device`. Raises BackendError for strings and for an output without a tensor form."""
-    if array is None or array.dtype == object:
-        raise BackendError(_REFUSED["STRING"])
+def from_array(array: Any, device: torch.device | None, model: str) -> torch.Tensor:
+    """An output of a model as a tensor on `device`. Raises BackendError for one that torch has no tensor for."""
+    if array is None:
+        raise BackendError(f"ERR model {model} has an output that is no tensor")
+    if array.dtype == object:
+        raise BackendError(f"ERR model {model} returned strings, which TorchScript has no tensors for")
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor if device is None else tensor.to(device)
