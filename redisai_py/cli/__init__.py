@@ -15,6 +15,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "Start a Redis or Valkey server with the module."),
     "cli": ("redis_cli", "Talk to a server, as redis-cli does."),
     "doctor": ("doctor", "Check this installation and say how to mend it."),
+    "store": ("store", "Store a model file as a key."),
+    "models": ("models", "List models and scripts with their figures."),
     "module-path": ("module_path", "Print the path of redisai.so, for `loadmodule`."),
 }
 

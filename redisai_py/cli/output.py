@@ -28,7 +28,7 @@ def write_json(value: Any) -> None:
     write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-def console() -> Console:
+def console(stderr: bool = False) -> Console:
     """Rich's console: colours on a terminal unless NO_COLOR is set, and lines that no pipe cuts."""
-    piped = not sys.stdout.isatty()
-    return Console(highlight=False, soft_wrap=piped, no_color=True if piped else None)
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(highlight=False, soft_wrap=piped, no_color=True if piped else None, stderr=stderr)
