@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Check this installation and say how to mend it."),
     "store": ("store", "Store a model file as a key."),
     "models": ("models", "List models and scripts with their figures."),
+    "run": ("run", "Run a model or script once, from and to files."),
+    "export": ("export", "Write a stored model to a file."),
     "module-path": ("module_path", "Print the path of redisai.so, for `loadmodule`."),
 }
 
