@@ -4,7 +4,7 @@
  * 2. It reaches job_finish() exactly once, from whichever thread ends it last: a worker, the timer, the loader, or the holder. From
  *    there the reply phase runs on the main thread, and then job_free(), also there.
  * 3. Ops of one device run in text order, those of different devices side by side. An op starts when its inputs exist. What can never
- *    start, because an op it needs gave no tensor, is not waited for.
+ *    start, because an op it needs gave no tensor, is passed over.
  * 4. Blocking a client where Redis forbids it aborts the server: may_block() decides, job_block() is the only caller of RM_BlockClient. */
 #include "ai.h"
 
@@ -119,6 +119,18 @@ static void start_ready_ops(Job *job) {
     }
 }
 
+/* Nothing runs and nothing is queued: the first op of the text that is left lacks a tensor which nobody will give any more (a model may give
+ * fewer than were named). It replies NA, and those after it have their turn. False when none is left. */
+static bool pass_over(Job *job) {
+    Track *first = NULL;
+    for (int t = 0; t < job->plan.ntracks; t++) {
+        Track *track = &job->plan.tracks[t];
+        if (track->next && (!first || track->next < first->next)) first = track;
+    }
+    if (first) first->next = first->next->after;
+    return first != NULL;
+}
+
 static void drop_queued_ops(Job *job) {
     for (int t = 0; job->queued && t < job->plan.ntracks; t++) {
         Op *op = job->plan.tracks[t].next;
@@ -141,7 +153,10 @@ static bool proceed(Job *job) {
         }
         job->programs_open = true;
     }
-    if (!over(job)) start_ready_ops(job);
+    if (!over(job)) {
+        do start_ready_ops(job);
+        while (!over(job) && !job->running && !job->queued && pass_over(job));
+    }
     if (over(job)) drop_queued_ops(job);
     if (job->running || job->queued) return false;
     job->finished = true;

@@ -424,6 +424,17 @@ def test_what_a_model_did_not_give_is_na_and_so_is_what_needed_it(world: Wire) -
     assert get(world, "z") == [3]
 
 
+def test_what_needs_nothing_of_a_missing_tensor_still_runs(world: Wire) -> None:
+    """On the same device, on another one that waits for the first, and on the first when it waits for the other."""
+    store(world, "nothing", "none")
+    line = """EXECUTE LOAD 1 a PERSIST 2 v w |> MODELEXECUTE nothing INPUTS 1 a OUTPUTS 1 x |> MODELEXECUTE m INPUTS 1 x OUTPUTS 1 y
+        |> MODELEXECUTE m1 INPUTS 1 y OUTPUTS 1 z |> MODELEXECUTE m INPUTS 1 a OUTPUTS 1 u |> MODELEXECUTE m1 INPUTS 1 u OUTPUTS 1 v
+        |> MODELEXECUTE m INPUTS 1 v OUTPUTS 1 w |> TENSORGET w VALUES"""
+    assert world.only_reply(*dag(line)) == [OK, NA, NA, OK, OK, OK, [b"1", b"2"]]
+    assert get(world, "v") == get(world, "w") == [1, 2]
+    assert (calls(world, "m"), calls(world, "m1")) == ((2, 0), (1, 0))
+
+
 @pytest.mark.parametrize("resp", [2, 3])
 def test_the_reply_is_an_array_in_both_protocols(world: Wire, server: Server, resp: int) -> None:
     with Wire(server.port, resp=resp) as client:
