@@ -394,7 +394,7 @@ enum { LANE_BUCKETS = 256 };
 typedef struct RunQueue {
     char *device;                      /* upper case; the queue's name */
     pthread_cond_t ready;
-    int idle;                          /* workers asleep in runqueue_pop */
+    int idle;                          /* workers asleep in runqueue_wait */
     Program *turn;                     /* round robin: the program to look at first; NULL = empty */
     Lane *buckets[LANE_BUCKETS];       /* its lanes by hash */
     _Atomic int length;                /* ops queued; the holder glances at it without the lock */
@@ -431,8 +431,10 @@ void runqueue_release(Program *p);          /* under ai_lock: `p` was dropped, s
 Worker *runqueue_attach(RunQueue *q, unsigned long thread); /* worker thread, once */
 /* Under ai_lock, never waits: takes what is due at `now`, else NULL and when to look again (INT64_MAX: when something comes). */
 Batch *runqueue_take(RunQueue *q, Worker *w, int64_t now, int64_t *look_again);
-/* Worker, without the GIL: waits for due ops. NULL when the module is closing. */
-Batch *runqueue_pop(RunQueue *q, Worker *w);
+/* Worker, without the GIL: waits until ops are due. False when the module is closing. */
+bool runqueue_wait(RunQueue *q);
+/* Worker, with the GIL or without: takes what is due now; NULL when there is nothing, or another worker was first. Waits for ai_lock only. */
+Batch *runqueue_try(RunQueue *q, Worker *w);
 /* The batch's op inputs: one tensor per input, gathered along dim 0 when n > 1. References go to `into`. NULL, or an error text. */
 const char *batch_gather(Batch *b, int input, Tensor **into);
 /* Gives every op its rows of the outputs (NULL entries: not produced) and ends the batch. Takes over references. */
@@ -574,7 +576,8 @@ typedef struct Shim {
     Names (*names_new)(int, const Slice *);
     void (*program_unref)(Program *);
     Worker *(*runqueue_attach)(RunQueue *, unsigned long);
-    Batch *(*runqueue_pop)(RunQueue *, Worker *);
+    bool (*runqueue_wait)(RunQueue *);
+    Batch *(*runqueue_try)(RunQueue *, Worker *);
     const char *(*batch_gather)(Batch *, int, Tensor **);
     void (*batch_finish)(Batch *, Tensor **, int, int64_t);
     void (*batch_fail)(Batch *, const char *);

@@ -677,10 +677,13 @@ static PyObject *worker_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 
 static PyObject *worker_pop(PyWorker *self, PyObject *unused) {
     Batch *b;
-    Py_BEGIN_ALLOW_THREADS
-    b = shim->runqueue_pop(self->q, self->w);
-    Py_END_ALLOW_THREADS
-    if (!b) Py_RETURN_NONE;
+    while (!(b = shim->runqueue_try(self->q, self->w))) {
+        bool open;
+        Py_BEGIN_ALLOW_THREADS
+        open = shim->runqueue_wait(self->q);
+        Py_END_ALLOW_THREADS
+        if (!open) Py_RETURN_NONE;
+    }
     return batch_wrap(b);
 }
 

@@ -5,8 +5,10 @@
  *    its turn, so neither a hot model nor one that is called with many shapes can starve another.
  * 2. A lane is RIPE when it has rows enough, UNRIPE while it waits for company. Unripe lanes are sorted by when their wait ends, and join
  *    the ripe ones then; so a worker looks at the first lane of each program and never at all of them.
- * 3. runqueue_push() runs on any thread under ai_lock and never waits. runqueue_pop() runs on a worker without the GIL and takes a whole
- *    batch, so one wakeup and one GIL acquisition serve many requests. Batches form by themselves while workers are busy.
+ * 3. runqueue_push() runs on any thread under ai_lock and never waits. A worker waits without the GIL until something is due
+ *    (runqueue_wait), takes the GIL, and only then a whole batch (runqueue_try): one GIL acquisition serves many requests, and what
+ *    arrives while it waits for the GIL joins the batch. Whoever took first would hold requests whose TIMEOUT passes while some
+ *    library keeps the GIL for seconds. Batches form by themselves while workers are busy.
  * 4. When a lane is due is a pure function of numbers and `now` (batch_due). A worker sleeps until the next due time or a wakeup,
  *    never on a fixed tick.
  * 5. A batch takes ops until its rows reach BATCHSIZE; the check comes after adding, so it may pass it (as in 1.2.7).
@@ -353,26 +355,37 @@ Batch *runqueue_take(RunQueue *q, Worker *w, int64_t now, int64_t *look_again) {
     return p ? lane_take(q, w, p->ripe.first, now) : NULL;
 }
 
-/* Ends requests whose TIMEOUT has passed before any of them can start: the timer thread may be as late as we are. */
-static bool expired_some(int64_t now) {
+/* A TIMEOUT has passed. Nothing starts before the requests that it ends are gone: the timer thread may be as late as we are. */
+static bool somebody_is_late(int64_t now) {
     const Job *first = heap_first();
+    return first && now > first->deadline_us;
+}
+
+static void end_the_late(int64_t now) {
     int64_t unused;
-    if (!first || now <= first->deadline_us) return false;
     pthread_mutex_unlock(&ai_lock);
     jobs_expire(now, &unused);
     pthread_mutex_lock(&ai_lock);
-    return true;
 }
 
-Batch *runqueue_pop(RunQueue *q, Worker *w) {
-    Batch *b = NULL;
+bool runqueue_wait(RunQueue *q) {
     pthread_mutex_lock(&ai_lock);
     while (!ai_closing) {
         int64_t now = now_us(), look_again;
-        if (expired_some(now)) continue;
-        if ((b = runqueue_take(q, w, now, &look_again))) break;
-        wait_for_work(q, look_again);
+        if (somebody_is_late(now)) end_the_late(now);
+        else if (due_program(q, now, &look_again)) break;
+        else wait_for_work(q, look_again);
     }
+    bool open = !ai_closing;
+    pthread_mutex_unlock(&ai_lock);
+    return open;
+}
+
+Batch *runqueue_try(RunQueue *q, Worker *w) {
+    int64_t unused;
+    pthread_mutex_lock(&ai_lock);
+    int64_t now = now_us();
+    Batch *b = ai_closing || somebody_is_late(now) ? NULL : runqueue_take(q, w, now, &unused);
     /* Work for another, or a due time that this worker will be too busy to keep. */
     if (b && q->length && q->idle) pthread_cond_signal(&q->ready);
     pthread_mutex_unlock(&ai_lock);

@@ -208,7 +208,7 @@ class Bench:
         return Batch(self, b) if b else None
 
     def pop(self, program: Any) -> Batch:
-        """The same through runqueue_pop, which would wait when nothing were due."""
+        """The same as a worker does it, which would wait when nothing were due."""
         return Batch(self, lib.unit_pop(program, self.worker()))
 
     def expire(self) -> int:

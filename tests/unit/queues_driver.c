@@ -247,8 +247,14 @@ static Batch *unit_take(Program *p, Worker *w, int64_t *look_again) {
     return b;
 }
 
-/* The same through the function that would wait if nothing were due. */
-static Batch *unit_pop(Program *p, Worker *w) { return runqueue_pop(p->queue, w); }
+static Batch *unit_try(Program *p, Worker *w) { return runqueue_try(p->queue, w); }
+
+/* The same as a worker does it, which would wait if nothing were due. */
+static Batch *unit_pop(Program *p, Worker *w) {
+    Batch *b;
+    while (!(b = runqueue_try(p->queue, w)) && runqueue_wait(p->queue)) {}
+    return b;
+}
 
 static const Job *unit_batch_job(const Batch *b, int i) { return b->ops[i]->job; }
 static int unit_batch_op(const Batch *b, int i) { return (int)(b->ops[i] - b->ops[i]->job->plan.ops); }

@@ -57,6 +57,7 @@ void jobs_expire(int64_t now, int64_t *next_due);
 
 Worker *unit_worker(Program *p);
 Batch *unit_take(Program *p, Worker *w, int64_t *look_again);
+Batch *unit_try(Program *p, Worker *w);
 Batch *unit_pop(Program *p, Worker *w);
 const Job *unit_batch_job(const Batch *b, int i);
 int unit_batch_op(const Batch *b, int i);
