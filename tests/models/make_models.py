@@ -372,6 +372,27 @@ def two_outputs_tflite() -> bytes:
     return tflite_blob(lambda a, b: (a + b, a - b), [("a", tf.float32, [None, 2]), ("b", tf.float32, [None, 2])])
 
 
+@writes("two_outputs.pt")
+def two_outputs_torch() -> bytes:
+    return torch_blob("def forward(self, a: Tensor, b: Tensor) -> Tuple[Tensor, Tensor]:\n    return a + b, a - b\n")
+
+
+@writes("two_outputs.onnx")
+def two_outputs_onnx() -> bytes:
+    ends = [(name, "f4", [None, 2]) for name in ("a", "b", "sum", "difference")]
+    return onnx_blob([op("Add", ["a", "b"], ["sum"]), op("Sub", ["a", "b"], ["difference"])], ends[:2], ends[2:])
+
+
+@writes("two_outputs.pb")
+def two_outputs_tf() -> bytes:
+    def build(tf1: Any) -> None:
+        a, b = (tf1.placeholder(tf1.float32, [None, 2], name=name) for name in ("a", "b"))
+        tf1.add(a, b, name="sum")
+        tf1.subtract(a, b, name="difference")
+
+    return tf_blob(build)
+
+
 @writes("mul_1.onnx")
 def mul_1() -> bytes:
     """One 24-byte initializer, one input, one output: the memory figures of INFO are checked against it."""
