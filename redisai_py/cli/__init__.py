@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models", "List models and scripts with their figures."),
     "run": ("run", "Run a model or script once, from and to files."),
     "export": ("export", "Write a stored model to a file."),
+    "top": ("top", "Watch what a server is doing."),
+    "bench": ("bench", "Measure throughput and latency of a model."),
     "module-path": ("module_path", "Print the path of redisai.so, for `loadmodule`."),
 }
 

@@ -56,7 +56,7 @@ def duration(microseconds: float | None) -> str:
         if microseconds >= size:
             value = microseconds / size
             return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
-    return f"{microseconds:.0f} us"
+    return f"{microseconds:.1f} us" if 0 < microseconds < 10 else f"{microseconds:.0f} us"
 
 
 def size(count: float | None) -> str:
