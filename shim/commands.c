@@ -209,7 +209,7 @@ static const Arg modelrun_args[] = {
 static const Arg scriptexecute_args[] = {
     KEY("key", RUN_PROGRAM),
     ARG("function", STRING),
-    ARG("keys", BLOCK, OPTIONAL, OF(COUNTED_KEYS("KEYS", "key", RUN_KEYS))),
+    ARG("keys", BLOCK, OPTIONAL, OF(COUNTED_KEYS("KEYS", "rediskey", RUN_KEYS))),
     ARG("inputs", BLOCK, OPTIONAL, OF(COUNTED_KEYS("INPUTS", "input", RUN_INPUTS))),
     ARG("args", BLOCK, OPTIONAL, OF(ARG("count", INTEGER, .token = "ARGS"), ARG("arg", STRING, LIST))),
     ARG("outputs", BLOCK, OPTIONAL, OF(COUNTED_KEYS("OUTPUTS", "output", RUN_OUTPUTS))),
@@ -225,8 +225,8 @@ static const Arg scriptrun_args[] = {
     KEY("output", RUN_OUTPUTS, .token = "OUTPUTS", LIST_OR_NONE),
     NO_MORE,
 };
-#define DAG_LOADS ARG("load", BLOCK, OPTIONAL, OF(COUNTED_KEYS("LOAD", "key", DAG_LOAD)))
-#define DAG_PERSISTS ARG("persist", BLOCK, OPTIONAL, OF(COUNTED_KEYS("PERSIST", "key", DAG_PERSIST)))
+#define DAG_LOADS ARG("load", BLOCK, OPTIONAL, OF(COUNTED_KEYS("LOAD", "input", DAG_LOAD)))
+#define DAG_PERSISTS ARG("persist", BLOCK, OPTIONAL, OF(COUNTED_KEYS("PERSIST", "output", DAG_PERSIST)))
 #define DAG_ROUTING ARG("tag", STRING, .token = "ROUTING", OPTIONAL)
 #define DAG_OPS ARG("command", STRING, .token = "|>", .flags = ARG_MULTIPLE | ARG_MULTIPLE_TOKEN)
 static const Arg dag_args[] = {DAG_ROUTING, DAG_LOADS, DAG_PERSISTS, OPTIONAL_TIMEOUT, DAG_OPS, NO_MORE};
