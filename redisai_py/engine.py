@@ -17,6 +17,7 @@ from . import log
 from ._shim import Shim, connect
 from .backends.base import Settings
 from .execution.loader import Loader
+from .execution.resident import Residents
 from .execution.sessions import Sessions
 from .execution.watchdog import watch
 from .execution.worker import Workers
@@ -45,7 +46,7 @@ def build(shim: Shim) -> Loader:
     options = shim.settings()
     eager = options.pop("eager")
     settings = Settings(**options)
-    sessions = Sessions()
+    sessions = Sessions(Residents(shim))
     workers = Workers(shim, sessions, settings.workers)
     loader = Loader(shim, sessions, workers, settings)
     for name in eager:

@@ -133,6 +133,8 @@ typedef struct Tensor {
     const char *bytes;         /* data for reading; may be unaligned while `source` is set. NULL only when nbytes == 0 */
     uint64_t *offsets;         /* STRING: where each element begins; else NULL */
     RedisModuleString *source; /* the retained argument, or NULL */
+    uint64_t resident;         /* not 0: the data is in a device's memory, under this number on the Python side; no bytes here. Only between
+                                * the ops of a DAG, never in a key */
     char *_Atomic aligned;     /* 64-byte aligned bytes (== bytes when source is NULL); NULL until made */
     int64_t dims[];            /* ndim */
 } Tensor;
@@ -142,6 +144,9 @@ typedef struct Tensor {
 Tensor *tensor_new(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, const char **error);
 /* The same without MAX_TENSOR_BYTES, for what was accepted once: a server's own file, what its master holds. */
 Tensor *tensor_load(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, const char **error);
+/* A tensor whose data stays where the backend has it. Its last reference gives `id` back through resident_released(). */
+Tensor *tensor_resident(Dtype dtype, int ndim, const int64_t *dims, uint64_t id, const char **error);
+int resident_released(uint64_t *ids, int room); /* any thread: numbers that nobody refers to any more; returns how many */
 /* Product of dims in *length; false when it or its bytes overflow. Dims must be >= 0. */
 bool tensor_length(Dtype dtype, int ndim, const int64_t *dims, int64_t *length);
 /* Fills offsets from the data of a STRING tensor; false when it does not hold exactly `length` NUL-terminated items. */
@@ -290,6 +295,7 @@ typedef struct Plan {
     Track *tracks;
     Tensor **slots;       /* nslots; filled ones hold a reference */
     Output *outputs;
+    bool *resident;       /* nslots: read by ops of one GPU's queue alone, so that the data may stay there; NULL = none */
     int64_t timeout_ms;   /* 0 = none */
 } Plan;
 
@@ -566,6 +572,8 @@ typedef struct Shim {
     bool (*tensor_index_strings)(Tensor *);
     Tensor *(*tensor_ref)(Tensor *);
     void (*tensor_unref)(Tensor *);
+    Tensor *(*tensor_resident)(Dtype, int, const int64_t *, uint64_t, const char **);
+    int (*resident_released)(uint64_t *, int);
     char *(*tensor_aligned)(Tensor *);
     Message *(*inbox_pop)(void);
     void (*message_free)(Message *);

@@ -592,6 +592,32 @@ static void lay_tracks(Planner *pl) {
     }
 }
 
+static bool on_gpu(const Op *op) {
+    const Program *p = op->program;
+    return p && p->backend == BACKEND_TORCH && p->device && slice_is((Slice){ p->device, strnlen(p->device, 3) }, "GPU");
+}
+
+/* Which slots only ops of one GPU's queue read: a tensor that goes from one model to the next need not pass through the host. */
+static void mark_resident(Planner *pl) {
+    Plan *plan = pl->plan;
+    struct RunQueue **owner = NULL;
+    for (int i = 0; i < plan->nops; i++) {
+        Op *op = &plan->ops[i];
+        if (op->kind != OP_MODEL || !on_gpu(op)) continue;
+        if (!owner) owner = arena_alloc(pl->arena, (size_t)plan->nslots * sizeof(*owner));
+        for (int k = 0; k < op->nout; k++) owner[op->out[k]] = op->program->queue;
+    }
+    if (!owner) return;
+    plan->resident = arena_alloc(pl->arena, (size_t)plan->nslots * sizeof(bool));
+    for (int s = 0; s < plan->nslots; s++) plan->resident[s] = owner[s] != NULL;
+    for (int i = 0; i < plan->nops; i++) {
+        Op *op = &plan->ops[i];
+        for (int k = 0; k < op->nin; k++)
+            if (op->kind != OP_MODEL || !on_gpu(op) || owner[op->in[k]] != op->program->queue) plan->resident[op->in[k]] = false;
+    }
+    for (int i = 0; i < plan->noutputs; i++) plan->resident[plan->outputs[i].slot] = false;
+}
+
 static const char *plan_dag(Planner *pl, const char *too_few, int least) {
     if (pl->argc < least) return too_few;
     Head head = { 0 };
@@ -608,6 +634,7 @@ static const char *plan_dag(Planner *pl, const char *too_few, int least) {
     }
     if ((error = resolve_names(pl, &head))) return error;
     lay_tracks(pl);
+    mark_resident(pl);
     return NULL;
 }
 

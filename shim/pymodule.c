@@ -89,6 +89,10 @@ static void tensor_dealloc(PyTensor *self) {
 static char *tensor_data(PyTensor *self) {
     static char nothing[64] __attribute__((aligned(64)));
     Tensor *t = self->t;
+    if (t->resident) {
+        PyErr_SetString(PyExc_BufferError, "the tensor is in the memory of a device: look it up by its number");
+        return NULL;
+    }
     if (t->nbytes == 0) return nothing;
     char *data = t->aligned;
     if (data) return data;
@@ -195,6 +199,7 @@ static PyObject *tensor_strings(PyTensor *self, PyObject *unused) {
 }
 
 static PyObject *tensor_get_dtype(PyTensor *self, void *unused) { return PyUnicode_FromString(shim->dtypes[self->t->dtype].name); }
+static PyObject *tensor_get_resident(PyTensor *self, void *unused) { return PyLong_FromUnsignedLongLong(self->t->resident); }
 static PyObject *tensor_get_nbytes(PyTensor *self, void *unused) { return PyLong_FromSize_t(self->t->nbytes); }
 static PyObject *tensor_get_shape(PyTensor *self, void *unused) {
     PyObject *shape = PyTuple_New(self->t->ndim);
@@ -216,6 +221,7 @@ static PyGetSetDef tensor_fields[] = {
     { "dtype", (getter)tensor_get_dtype, NULL, "Name on the wire: FLOAT, INT64, STRING ...", NULL },
     { "shape", (getter)tensor_get_shape, NULL, "Dimensions.", NULL },
     { "nbytes", (getter)tensor_get_nbytes, NULL, "Bytes of data.", NULL },
+    { "resident", (getter)tensor_get_resident, NULL, "Number under which a device holds the data; 0 = it is here.", NULL },
     { NULL, NULL, NULL, NULL, NULL },
 };
 static PyTypeObject PyTensor_Type = {
@@ -310,6 +316,29 @@ static Tensor *tensor_from_buffer(PyObject *object, const Py_buffer *view) {
     return t;
 }
 
+/* From (number, dtype, shape): data that stays on a device. */
+static Tensor *tensor_from_resident(PyObject *tuple) {
+    unsigned long long id;
+    const char *name;
+    PyObject *shape;
+    Py_ssize_t length;
+    int64_t dims[AI_MAX_DIMS];
+    if (!PyArg_ParseTuple(tuple, "KsO!", &id, &name, &PyTuple_Type, &shape)) return NULL;
+    int dtype = 0;
+    while (dtype < T_COUNT && strcmp(shim->dtypes[dtype].name, name) != 0) dtype++;
+    length = PyTuple_GET_SIZE(shape);
+    if (!id || dtype == T_COUNT || dtype == T_STRING || length > AI_MAX_DIMS) {
+        PyErr_SetString(PyExc_ValueError, "ERR a tensor on a device needs a number, a numeric dtype and a shape");
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < length; i++) dims[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
+    if (PyErr_Occurred()) return NULL;
+    const char *error = NULL;
+    Tensor *t = shim->tensor_resident(dtype, (int)length, dims, id, &error);
+    if (!t) PyErr_SetString(PyExc_ValueError, error);
+    return t;
+}
+
 /* A new reference in *into; NULL there for None. False with an exception. */
 static bool tensor_from(PyObject *object, Tensor **into) {
     *into = NULL;
@@ -317,6 +346,10 @@ static bool tensor_from(PyObject *object, Tensor **into) {
     if (Py_TYPE(object) == &PyTensor_Type) {
         *into = shim->tensor_ref(((PyTensor *)object)->t);
         return true;
+    }
+    if (PyTuple_CheckExact(object)) {
+        *into = tensor_from_resident(object);
+        return *into != NULL;
     }
     Py_buffer view;
     if (PyObject_GetBuffer(object, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return false;
@@ -613,6 +646,20 @@ static PyObject *batch_get_n_outputs(PyBatch *self, void *unused) {
     Batch *b = batch_peek(self);
     return b ? PyLong_FromLong(b->ops[0]->nout) : NULL;
 }
+/* Whether each output may stay on the device. None unless an input or an output of this op concerns a device's memory. */
+static PyObject *batch_get_keep(PyBatch *self, void *unused) {
+    Batch *b = batch_peek(self);
+    if (!b) return NULL;
+    const Op *op = b->ops[0];
+    const bool *resident = b->n == 1 ? op->job->plan.resident : NULL;
+    bool concerned = false;
+    for (int i = 0; resident && i < op->nin; i++) concerned |= resident[op->in[i]];
+    for (int i = 0; resident && i < op->nout; i++) concerned |= resident[op->out[i]];
+    if (!concerned) Py_RETURN_NONE;
+    PyObject *keep = PyTuple_New(op->nout);
+    for (int i = 0; keep && i < op->nout; i++) PyTuple_SET_ITEM(keep, i, PyBool_FromLong(resident[op->out[i]]));
+    return keep;
+}
 static PyObject *batch_get_function(PyBatch *self, void *unused) {
     Batch *b = batch_peek(self);
     if (!b) return NULL;
@@ -643,6 +690,7 @@ static PyGetSetDef batch_fields[] = {
     { "size", (getter)batch_get_size, NULL, "Requests in the batch.", NULL },
     { "rows", (getter)batch_get_rows, NULL, "Rows of dim 0 of all requests; 0 when they are not batched.", NULL },
     { "n_outputs", (getter)batch_get_n_outputs, NULL, "Outputs asked for.", NULL },
+    { "keep", (getter)batch_get_keep, NULL, "Which outputs may stay in the device's memory, as (number, dtype, shape); None: nothing to consider.", NULL },
     { "function", (getter)batch_get_function, NULL, "Script function, None for models.", NULL },
     { "keys", (getter)batch_get_keys, NULL, "KEYS of a script call, bytes.", NULL },
     { "args", (getter)batch_get_args, NULL, "ARGS of a script call, bytes.", NULL },
@@ -942,6 +990,18 @@ static PyObject *next_overdue(PyObject *self, PyObject *unused) {
     return result;
 }
 
+static PyObject *released(PyObject *self, PyObject *unused) {
+    uint64_t ids[64];
+    PyObject *list = PyList_New(0);
+    for (int n; list && (n = shim->resident_released(ids, 64));)
+        for (int i = 0; list && i < n; i++) {
+            PyObject *id = PyLong_FromUnsignedLongLong(ids[i]);
+            if (!id || PyList_Append(list, id) < 0) Py_CLEAR(list);
+            Py_XDECREF(id);
+        }
+    return list;
+}
+
 static PyObject *queues(PyObject *self, PyObject *unused) {
     PyObject *list = PyList_New(0);
     for (RunQueue *q = shim->runqueue_first(); list && q; q = q->next) {
@@ -995,6 +1055,7 @@ static PyMethodDef functions[] = {
     { "attach", attach, METH_O, "attach(capsule): connects this module to the shim. Called once, first." },
     { "next_message", next_message, METH_NOARGS, "Waits for the loader's next task: Opening, BackendRequest, the id of a session to close, or None: stop." },
     { "next_overdue", next_overdue, METH_NOARGS, "Waits for a run past its limit: (thread, program, key), or None when the server stops." },
+    { "released", released, METH_NOARGS, "Numbers of tensors on devices that nobody refers to any more." },
     { "queues", queues, METH_NOARGS, "Run queues: [(queue, device)]." },
     { "log", log_line, METH_VARARGS, "log(level, line): a line in the server's log. Levels: debug, verbose, notice, warning." },
     { "backend_loaded", backend_loaded, METH_VARARGS, "backend_loaded(name, version): INFO shows it from now on." },

@@ -58,12 +58,12 @@ bool runqueue_full(const RunQueue *q) { return (int64_t)q->length + q->waiting >
 
 static const Tensor *input_of(const Op *op, int i) { return op->job->plan.slots[op->in[i]]; }
 
-/* Dim 0 that all inputs agree on; 0 when they do not, or one is a scalar: such an op runs alone. */
+/* Dim 0 that all inputs agree on; 0 when they do not, one is a scalar, or one lies on a device: such an op runs alone. */
 static int64_t rows_of(const Op *op) {
     int64_t rows = 0;
     for (int i = 0; i < op->nin; i++) {
         const Tensor *t = input_of(op, i);
-        if (t->ndim == 0 || (i && t->dims[0] != rows)) return 0;
+        if (t->ndim == 0 || t->resident || (i && t->dims[0] != rows)) return 0;
         rows = t->dims[0];
     }
     return rows;

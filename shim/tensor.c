@@ -93,6 +93,7 @@ static Tensor *tensor_alloc(Dtype dtype, int ndim, const int64_t *dims, size_t n
     t->offsets = dtype == T_STRING ? (uint64_t *)(t->dims + ndim) : NULL;
     t->bytes = align((char *)t + head + offsets_bytes);
     t->source = NULL;
+    t->resident = 0;
     atomic_init(&t->aligned, (char *)t->bytes);
     return t;
 }
@@ -112,6 +113,41 @@ Tensor *tensor_load(Dtype dtype, int ndim, const int64_t *dims, size_t nbytes, c
     return new_within(dtype, ndim, dims, nbytes, SIZE_MAX, error);
 }
 
+/* Numbers of tensors on devices that nobody refers to any more, until a worker asks for them. */
+static pthread_mutex_t released_lock = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t *released;
+static int nreleased, released_room;
+
+static void release_resident(uint64_t id) {
+    pthread_mutex_lock(&released_lock);
+    if (nreleased == released_room) {
+        released_room = released_room ? released_room * 2 : 64;
+        released = RedisModule_Realloc(released, (size_t)released_room * sizeof *released);
+    }
+    released[nreleased++] = id;
+    pthread_mutex_unlock(&released_lock);
+}
+
+int resident_released(uint64_t *ids, int room) {
+    pthread_mutex_lock(&released_lock);
+    int n = nreleased < room ? nreleased : room;
+    nreleased -= n;
+    if (n) memcpy(ids, released + nreleased, (size_t)n * sizeof *ids);
+    pthread_mutex_unlock(&released_lock);
+    return n;
+}
+
+Tensor *tensor_resident(Dtype dtype, int ndim, const int64_t *dims, uint64_t id, const char **error) {
+    int64_t length;
+    size_t nbytes = tensor_length(dtype, ndim, dims, &length) ? (size_t)length * dtypes[dtype].size : 0;
+    Tensor *t = tensor_alloc(dtype, ndim, dims, nbytes, 0, (size_t)config.max_tensor_bytes, error);
+    if (!t) return NULL;
+    t->resident = id;
+    t->bytes = NULL;
+    atomic_init(&t->aligned, NULL);
+    return t;
+}
+
 Tensor *tensor_ref(Tensor *t) {
     atomic_fetch_add_explicit(&t->refs, 1, memory_order_relaxed);
     return t;
@@ -124,6 +160,7 @@ void tensor_unref(Tensor *t) {
         if (aligned) RedisModule_Free(((void **)aligned)[-1]);
         strings_drop(t->source);
     }
+    if (t->resident) release_resident(t->resident);
     RedisModule_Free(t);
 }
 

@@ -59,6 +59,15 @@ class TensorView(Protocol):
     def __dlpack__(self) -> Any: ...
 
 
+class ResidentTable(Protocol):
+    """Tensors that stay in a device's memory between the ops of a DAG."""
+
+    def __getitem__(self, number: int) -> Any: ...
+
+    def put(self, tensor: Any, dtype: str, shape: tuple[int, ...]) -> tuple[int, str, tuple[int, ...]]:
+        """Keeps a tensor and returns what stands for it among the outputs. It is dropped once no op of the DAG can read it."""
+
+
 class Meter(Protocol):
     """Counts what a library allocates, for INFO (`ai_onnxruntime_memory` and its access counter)."""
 
@@ -79,6 +88,10 @@ class Session(Protocol):
         """
 
     def close(self) -> None: ...
+
+    # Optional: `run_resident(inputs, n_outputs, keep, table)` runs an op of a DAG whose neighbours run on the same GPU. An input whose
+    # `resident` is not 0 is in `table` under that number; an output whose `keep` is true may be `table.put(its tensor, dtype, shape)` in
+    # place of an array, and then never leaves the device.
 
     # Optional: `terminate(thread_id: int)` ends the run in progress on that Python thread (ONNX). The watchdog looks it up by name.
 

@@ -30,8 +30,8 @@ import numpy as np
 
 from ..device import parse_device
 from ..errors import BackendError, Terminated
-from ..tensor import to_array
-from .base import Meter, ModelSpec, Settings, TensorView
+from ..tensor import WIRE_NAMES, to_array
+from .base import Meter, ModelSpec, ResidentTable, Settings, TensorView
 
 Arrays = list[np.ndarray[Any, Any]]
 _GATE_SECONDS = 0.005
@@ -45,6 +45,7 @@ class Call:
     model: dict[str, Any]
     inputs: Arrays
     outputs: Arrays
+    resident: int = 0
     ended: Event = field(default_factory=Event)
 
     def wait(self, seconds: float) -> None:
@@ -125,6 +126,7 @@ class Op:
 
 OPS: dict[str, Op] = {
     "echo": Op(lambda call: call.outputs),  # the inputs in turn
+    "resident": Op(lambda call: [np.array([call.resident], np.int64)] * len(call.outputs)),  # inputs that came from a device's memory
     "add": Op(_add),  # the elementwise sum of all inputs
     "sleep": Op(_sleep, frozenset({"seconds"})),
     "spin": Op(_spin, frozenset({"seconds"})),  # holds the GIL
@@ -197,8 +199,17 @@ class EchoSession:
 
     def run(self, inputs: Sequence[TensorView], n_outputs: int) -> Sequence[Any]:
         """Does what the model says; outputs may be the inputs' own memory. Raises what the model says."""
-        arrays = [to_array(tensor) for tensor in inputs]
-        call = Call(self._model, arrays, [arrays[i % len(arrays)] for i in range(n_outputs)] if arrays else [])
+        return self._run([to_array(tensor) for tensor in inputs], n_outputs)
+
+    def run_resident(self, inputs: Sequence[TensorView], n_outputs: int, keep: Sequence[bool], table: ResidentTable) -> Sequence[Any]:
+        """The same on a device that is none: what it keeps are numpy arrays."""
+        numbers = [getattr(tensor, "resident", 0) for tensor in inputs]
+        arrays = [table[number] if number else to_array(tensor) for number, tensor in zip(numbers, inputs, strict=True)]
+        outputs = self._run(arrays, n_outputs, sum(map(bool, numbers)))
+        return [table.put(o, WIRE_NAMES[o.dtype], o.shape) if stays else o for o, stays in zip(outputs, keep, strict=False)]
+
+    def _run(self, arrays: Arrays, n_outputs: int, resident: int = 0) -> Sequence[Any]:
+        call = Call(self._model, arrays, [arrays[i % len(arrays)] for i in range(n_outputs)] if arrays else [], resident)
         self._running[get_ident()] = call.ended
         try:
             found: Sequence[Any] = self._op.run(call)

@@ -22,11 +22,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..device import Device, parse_device
 from ..errors import BackendError
-from ..tensor import DTYPES
+from ..tensor import DTYPES, WIRE_NAMES
 from . import formats, torch_archive, torch_graph, torch_ops
-from .base import Meter, ModelSpec, Settings, TensorView
+from .base import Meter, ModelSpec, ResidentTable, Settings, TensorView
 from .threads import on_large_stack, quiet_openmp, threads_per_run
 
 #: dtypes torch itself could take, but TORCH never did: clients know these lines
@@ -184,6 +186,33 @@ class TorchSession:
         except Exception as error:
             raise BackendError(str(error)) from error
 
+    def run_resident(self, inputs: Sequence[TensorView], n_outputs: int, keep: Sequence[bool], table: ResidentTable) -> Sequence[Any]:
+        """The same between neighbours on one GPU: inputs may be in `table`, outputs that nobody else reads stay there."""
+        if _thread.place != self._place:
+            self._backend.enter_thread(self._place)
+        try:
+            arguments = [self._argument(tensor, table) for tensor in inputs]
+            tensors = _flatten(self._run_moved(arguments), n_outputs, self._tensor)
+            return [self._resident(t, table) if stays else self._backend.to_array(t) for t, stays in zip(tensors, keep, strict=False)]
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(str(error)) from error
+
+    def _argument(self, tensor: TensorView, table: ResidentTable) -> Any:
+        number = getattr(tensor, "resident", 0)
+        if number:
+            return table[number]
+        if tensor.dtype in _REFUSED_INPUTS:
+            raise BackendError(_REFUSED_INPUTS[tensor.dtype])
+        return self._from_dlpack(tensor.__dlpack__())
+
+    def _resident(self, tensor: Any, table: ResidentTable) -> Any:
+        if tensor.dtype not in self._wire_dtypes:
+            return self._backend.to_array(tensor)  # raises: such a dtype has no name on the wire
+        name = WIRE_NAMES[np.dtype(str(tensor.dtype).removeprefix("torch."))]
+        return table.put(tensor, name, tuple(tensor.shape))
+
     def close(self) -> None:
         """Lets go of the model. A run in progress on another thread keeps it alive until it returns."""
         self._forward = _closed
@@ -201,10 +230,10 @@ class TorchSession:
             return self._forward(*self._moved(arguments))
 
     def _moved(self, arguments: list[Any]) -> list[Any]:
-        if self._place != "cpu":
-            return [argument.to(self._place) for argument in arguments]
         # More arguments than parameters: forward() says so itself.
         flags = self._copied + (False,) * len(arguments)
+        if self._place != "cpu":  # what is on the device already is not moved, so it may be another op's input as well
+            return [argument.to(self._place, copy=written) for argument, written in zip(arguments, flags, strict=False)]
         return [argument.clone() if written else argument for argument, written in zip(arguments, flags, strict=False)]
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .resident import Residents
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -19,4 +21,9 @@ class Opened:
     batch_mismatch: str  # error text when an output's rows do not match the batch's
 
 
-Sessions = dict[int, Opened]
+class Sessions(dict[int, Opened]):
+    """The open sessions by id, and what their runs leave on devices between the ops of a DAG."""
+
+    def __init__(self, residents: Residents | None = None) -> None:
+        super().__init__()
+        self.residents = residents

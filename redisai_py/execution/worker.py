@@ -80,6 +80,8 @@ def _run(batch: Any, opened: Opened, sessions: Sessions) -> Any:
 
         host = ScriptHost(batch, sessions)
         return opened.session.run(batch.function, batch.inputs(), batch.keys, batch.args, batch.n_outputs, host)
+    if (keep := batch.keep) is not None and hasattr(opened.session, "run_resident"):
+        return opened.session.run_resident(batch.inputs(), batch.n_outputs, keep, sessions.residents)
     outputs = opened.session.run(batch.inputs(), batch.n_outputs)
     if batch.size > 1:
         _check_rows(outputs, batch.rows, opened.batch_mismatch)

@@ -13,7 +13,7 @@ typedef struct Op { uint8_t kind; int nin, nout; int *in, *out; Program *program
 typedef struct { int slot, arg; } Output;
 typedef struct { Op *next; ...; } Track;
 typedef struct { uint8_t form; bool has_script; int nops, nslots, noutputs, ntracks; Op *ops; Track *tracks; Tensor **slots;
-                 Output *outputs; int64_t timeout_ms; } Plan;
+                 Output *outputs; bool *resident; int64_t timeout_ms; } Plan;
 typedef struct { Plan plan; const char *error; ...; } UnitPlan;
 
 enum { OP_MODEL, OP_SCRIPT, OP_TENSORSET, OP_TENSORGET, ... };
