@@ -1,8 +1,9 @@
 """Reads the documentation's code blocks and runs them, so that what a page shows is what happens.
 
-    ```console   a session. Lines that begin with `$ ` are typed into a shell, lines that begin with `127.0.0.1:6379> ` into redis-cli; the
-                 lines that follow are what is printed. A line `...` stands for any lines, `...` inside one for any text, and a number with
-                 a decimal point for any number close to it: libraries and processors differ in the last digits.
+    ```console   a session. Lines that begin with `$ ` are typed into a shell (which goes on with `> ` where a line is not all), lines that
+                 begin with `127.0.0.1:6379> ` into redis-cli; the lines that follow are what is printed. A line `...` stands for any
+                 lines, `...` inside one for any text, and a number with a decimal point for any number close to it: libraries and
+                 processors differ in the last digits.
     ```python    a program; the blocks of a page share their variables. An ```output block right after it is what it prints.
     ```sh        typed on a machine of one's own (installing, starting services): read for errors, not run.
 
@@ -25,9 +26,9 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from redisai_py.cli.address import Address
 from redisai_py.cli.redis_cli import Session, is_text
@@ -62,13 +63,12 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
-@dataclass(frozen=True)
-class Step:
-    """One line typed, and what the page says is printed."""
+class Step(NamedTuple):
+    """What is typed at one prompt, and what the page says is printed."""
 
     shell: bool
     command: str
-    expected: list[str] = field(default_factory=list)
+    expected: list[str]
 
 
 def pages() -> list[Path]:
@@ -99,14 +99,16 @@ def blocks(page: Path) -> list[Block]:
 def steps(block: Block) -> list[Step]:
     """Raises ValueError for a session that begins with output."""
     found: list[Step] = []
-    lines = iter(block.text.splitlines())
-    for line in lines:
-        if typed := PROMPT.match(line):
-            command = typed["command"]
-            while typed["shell"] and command.endswith("\\"):
-                command = command[:-1] + next(lines).removeprefix("> ").strip()
-            found.append(Step(bool(typed["shell"]), command))
+    typing = False  # what follows may still belong to the line above
+    for line in block.text.splitlines():
+        if typing and (line[:2] in (">", "> ") or found[-1].command.endswith("\\")):
+            shell, command, _ = found.pop()
+            found.append(Step(shell, f"{command}\n{re.sub('^> ?', '', line)}", []))
+        elif typed := PROMPT.match(line):
+            typing = bool(typed["shell"])
+            found.append(Step(typing, typed["command"], []))
         elif found:
+            typing = False
             found[-1].expected.append(line)
         elif line.strip():
             raise ValueError(f"{block}: a session begins with what is typed, not with {line!r}")

@@ -255,6 +255,13 @@ def test_three_dots_stand_for_any_lines_and_nothing_else_does() -> None:
     assert not matches([], ["an error nobody expected"])
 
 
+def test_a_shell_goes_on_where_a_line_is_not_all() -> None:
+    text = "$ cat <<'EOF'\n> a\n>   b\n> EOF\na\n  b\n$ echo x \\\n    y\nx y\n> z"
+    first, second = steps(Block(ROOT / "page.md", 1, "console", text, False))
+    assert first == (True, "cat <<'EOF'\na\n  b\nEOF", ["a", "  b"])
+    assert second == (True, "echo x \\\n    y", ["x y", "> z"])
+
+
 def test_a_wrong_session_is_reported(typist: Typist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text(
