@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Write a stored model to a file."),
     "top": ("top", "Watch what a server is doing."),
     "bench": ("bench", "Measure throughput and latency of a model."),
+    "exporter": ("exporter", "Serve metrics to Prometheus."),
     "module-path": ("module_path", "Print the path of redisai.so, for `loadmodule`."),
 }
 

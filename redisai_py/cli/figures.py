@@ -6,6 +6,7 @@ Sources: AI._MODELSCAN and AI._SCRIPTSCAN (which keys), AI.INFO and AI.INFO ... 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -87,9 +88,32 @@ def names(client: redis.Redis) -> list[bytes]:
     return found
 
 
-def read_programs(client: redis.Redis) -> list[Program]:
-    """Keys that disappear meanwhile are left out. Raises redis.RedisError."""
-    keys = names(client)
+class Names:
+    """`names()` for those who ask again and again.
+
+    The server logs a line at each scan, so it is asked only when loads or sessions changed, and once a minute for what they do not show (RENAME, a
+    value that is not open).
+    """
+
+    SECONDS = 60.0
+    SIGNS = ("ai_loads_done", "ai_loads_failed", *(f"ai_{kind}_sessions" for kind in ("TF", "TFLITE", "TORCH", "ONNX", "SCRIPT")))
+
+    def __init__(self) -> None:
+        self.found: list[bytes] = []
+        self.signs: list[str | None] = []
+        self.until = 0.0
+
+    def read(self, client: redis.Redis, info: Mapping[str, str]) -> list[bytes]:
+        """Raises redis.RedisError."""
+        signs = [info.get("run_id"), *map(info.get, self.SIGNS)]
+        if signs != self.signs or time.monotonic() > self.until:
+            self.found = names(client)
+            self.signs, self.until = signs, time.monotonic() + self.SECONDS
+        return self.found
+
+
+def read_programs(client: redis.Redis, keys: Sequence[bytes]) -> list[Program]:
+    """Keys that are gone are left out. Raises redis.RedisError."""
     pipeline = client.pipeline(transaction=False)
     for key in keys:
         pipeline.execute_command("AI.INFO", key)

@@ -8,7 +8,7 @@ import click
 
 from .address import address_options
 from .client import talking
-from .figures import Program, read_programs
+from .figures import Program, names, read_programs
 from .output import write_json
 from .tables import duration, number, show, size
 
@@ -44,7 +44,7 @@ def command(as_json: bool, **where: Any) -> None:
     redisai models --json -n 2
     """
     with talking(where) as client:
-        programs = read_programs(client)
+        programs = read_programs(client, names(client))
     if as_json:
         write_json([program.as_dict() for program in programs])
     elif programs:

@@ -19,7 +19,7 @@ from rich.live import Live
 
 from .address import Address, address, address_options
 from .client import explained, talking
-from .figures import RUN_COMMANDS, STORE_COMMANDS, TENSOR_COMMANDS, Command, Program, queues, read_commands, read_info, read_programs
+from .figures import RUN_COMMANDS, STORE_COMMANDS, TENSOR_COMMANDS, Command, Names, Program, queues, read_commands, read_info, read_programs
 from .output import console, write, write_json
 from .tables import duration, number, plain, size, table
 
@@ -39,9 +39,10 @@ class Look:
     commands: Mapping[str, Command]
 
 
-def look(client: redis.Redis) -> Look:
+def look(client: redis.Redis, names: Names) -> Look:
     info = read_info(client)
-    return Look(time.monotonic(), info, {p.key: p for p in read_programs(client)}, read_commands(client, info, COMMANDS))
+    programs = {program.key: program for program in read_programs(client, names.read(client, info))}
+    return Look(time.monotonic(), info, programs, read_commands(client, info, COMMANDS))
 
 
 # ---- two looks as figures ----------------------------------------------------------------------------------------------------------
@@ -170,19 +171,21 @@ def as_screen(where: Address, told: Mapping[str, Any]) -> RenderableType:
 
 
 def once(client: redis.Redis, interval: float) -> dict[str, Any]:
-    before = look(client)
+    names = Names()
+    before = look(client, names)
     time.sleep(interval)
-    return figures(look(client), before)
+    return figures(look(client, names), before)
 
 
 def live(client: redis.Redis, where: Address, interval: float) -> None:
     """Until Ctrl-C. A server that goes away is waited for: a restart is what an operator may be watching for."""
-    before = look(client)
+    names = Names()
+    before = look(client, names)
     with Live(as_screen(where, figures(before, before)), console=console(), screen=True, auto_refresh=False) as screen:
         while True:
             time.sleep(interval)
             try:
-                now = look(client)
+                now = look(client, names)
             except redis.ConnectionError as error:
                 screen.update(explained(error, where), refresh=True)
                 continue
