@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "Start a Redis or Valkey server with the module."),
     "cli": ("redis_cli", "Talk to a server, as redis-cli does."),
     "doctor": ("doctor", "Check this installation and say how to mend it."),
+    "quickstart": ("quickstart", "Take a guided tour of a running server."),
     "store": ("store", "Store a model file as a key."),
     "models": ("models", "List models and scripts with their figures."),
     "run": ("run", "Run a model or script once, from and to files."),

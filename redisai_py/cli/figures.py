@@ -91,8 +91,8 @@ def names(client: redis.Redis) -> list[bytes]:
 class Names:
     """`names()` for those who ask again and again.
 
-    The server logs a line at each scan, so it is asked only when loads or sessions changed, and once a minute for what they do not show (RENAME, a
-    value that is not open).
+    The server logs a line at each scan, so it is asked only when loads or sessions changed, and once a minute for what they do not show
+    (RENAME, a value that is not open).
     """
 
     SECONDS = 60.0
