@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import echo_model
-from servers import Server, wait_until
+from servers import Server, server_binaries, wait_until
 from wire import OK, Error, Push, Wire
 
 OOM = "OOM command not allowed when used memory > 'maxmemory'."
@@ -420,6 +421,37 @@ def test_tensors_and_models_count_as_used_memory(w: Wire) -> None:
     wait_until(lambda: int(field(w, "used_memory")) - before > 7_900_000, "the growth")
     w("DEL", "big", "m")
     wait_until(lambda: int(field(w, "used_memory")) - before < 1_000_000, "the release")
+
+
+# ---- threads of the server ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", server_binaries())
+def test_threads_that_read_and_write_for_the_server_disturb_nothing(start_server: Callable[..., Server], name: str) -> None:
+    """Big arguments are kept, small ones copied; with I/O threads another thread reads them and sends the replies."""
+    server = start_server(
+        "--io-threads", "4", *(["--io-threads-do-reads", "yes"] if name == "redis-6.2" else []), binary=server_binaries()[name]
+    )
+    with Wire(server.port) as w:
+        assert w("AI.MODELSTORE", "m", "TORCH", "CPU", "BATCHSIZE", 4, "BLOB", echo_model()) == OK
+    wrong: list[Any] = []
+
+    def work(who: int) -> None:
+        with Wire(server.port) as wire:
+            for i, size in enumerate((10, 50_000, 200_000, 40_000) * 4):
+                blob = bytes([who, i]) * (size // 2)
+                wire.send("AI.TENSORSET", f"in{who}", "UINT8", 1, size, "BLOB", blob)
+                wire.send(*execute("m", f"out{who}", f"in{who}"))
+                wire.send("AI.TENSORGET", f"out{who}", "BLOB")
+                if [wire.read(), wire.read(), wire.read()] != [OK, OK, blob]:
+                    wrong.append((who, i))
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and server.alive(), server.log()[-3000:]
 
 
 # ---- replicas ------------------------------------------------------------------------------------------------------------

@@ -250,6 +250,25 @@ def test_scans_show_a_user_the_keys_that_he_may_read(every_server: Server, w: Wi
     assert w("AI._SCRIPTSCAN") == []
 
 
+@pytest.mark.needs_torch
+def test_a_script_sees_in_a_scan_what_its_caller_may_read(real_server: Server) -> None:
+    source = """
+def scan(tensors: List[Tensor], keys: List[str], args: List[str]):
+    return torch.tensor([len(redis.asList(redis.execute("AI._SCRIPTSCAN")))])
+"""
+    with Wire(real_server.port, timeout=120) as w, Wire(real_server.port) as user:
+        needs_seven(w)
+        for key in ("mine:1", "mine:2", "theirs"):
+            assert w("AI.SCRIPTSTORE", key, "CPU", "ENTRY_POINTS", 1, "scan", "SOURCE", source) == OK
+        w("AI.TENSORSET", "mine:x", "INT8", 1)
+        w("ACL", "SETUSER", "limited", "on", "nopass", "+@all", "resetkeys", "~mine:*")
+        user("AUTH", "limited", "x")
+        for wire, seen in ((w, 3), (user, 2)):
+            assert wire("AI.SCRIPTEXECUTE", "mine:1", "scan", "INPUTS", 1, "mine:x", "OUTPUTS", 1, "mine:y") == OK
+            assert wire("AI.TENSORGET", "mine:y", "VALUES") == [seen]
+        w("ACL", "DELUSER", "limited")
+
+
 # ---- redis-cli -------------------------------------------------------------------------------------------------------
 
 
