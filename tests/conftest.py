@@ -11,6 +11,10 @@ import redis
 from servers import Server, default_binary, server_binaries
 
 
+#: RLTest's, not pytest's: run by tests/server/test_flow_modes.py
+collect_ignore = ["flow"]
+
+
 def pytest_report_header() -> list[str]:
     try:
         return [f"server: {default_binary()}"]
