@@ -52,6 +52,9 @@ extern _Atomic bool ai_is_replica; /* follows the role; read by any thread */
 extern RedisModuleCtx *ai_log_ctx; /* names the module in log lines; any thread */
 #define ai_log(level, ...) RedisModule_Log(ai_log_ctx, level, __VA_ARGS__)
 int64_t now_us(void); /* CLOCK_MONOTONIC, microseconds */
+/* Starts a thread with a stack of that size (0: the default), named for `top`. It and the threads that it starts take no signals: those are
+ * the server's. What a fault of its own raises is not blocked, or the server could not report the crash. Returns 0 or an errno. */
+int thread_start(const char *name, size_t stack, void *(*run)(void *), void *argument);
 
 /* Holder, after each write of ours (the module signals no key implicitly, so that a refused write touches no WATCH): those who WATCH or
  * cache the key hear of it, then who subscribed to keyspace events of class `d`. */

@@ -17,7 +17,6 @@
 #include <errno.h>
 #include <limits.h>
 #include <semaphore.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -203,7 +202,6 @@ static char *start_engine(void) {
 /* Becomes Python's main thread. It has nothing to do once the engine's threads run, but must not end. */
 static void *interpreter_main(void *argument) {
     Start *start = argument;
-    pthread_setname_np(pthread_self(), "ai-python");
     char *error = initialize(&start->python);
     bool running = !error;
     if (!error) error = start_engine();
@@ -212,20 +210,6 @@ static void *interpreter_main(void *argument) {
     sem_post(&start->done);
     for (;;) pause();
     return NULL;
-}
-
-static int spawn(Start *start) {
-    pthread_t thread;
-    pthread_attr_t attr;
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, 16 << 20); /* libraries recurse; the server's limit may be small */
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are Redis's: Python's threads inherit a full mask */
-    int failed = pthread_create(&thread, &attr, interpreter_main, start);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    return failed;
 }
 
 /* Before numpy and torch load: OpenBLAS's own threads hang fork(), and spinning OpenMP threads cost a busy machine 5 to 25 times the
@@ -239,12 +223,15 @@ static void set_environment(void) {
 
 char *interp_start(RedisModuleCtx *ctx) {
     static Start start; /* outlives this call: the thread keeps a pointer */
+    static bool begun;
     char *error = find_python(&start.python);
     if (!error) error = load_library(&start.python);
     if (error) return error;
+    if (begun) return text("an earlier load failed after Python had started: the server has to be restarted");
+    begun = true;
     set_environment();
     sem_init(&start.done, 0, 0);
-    int failed = spawn(&start);
+    int failed = thread_start("ai-python", 16 << 20, interpreter_main, &start); /* libraries recurse; the server's limit may be small */
     if (failed) return text("cannot start a thread for Python: %s", strerror(failed));
     while (sem_wait(&start.done) != 0 && errno == EINTR) {}
     if (!start.error) RedisModule_Log(ctx, "notice", "Python %s runs from %s", python_version, start.python.s);

@@ -2,6 +2,7 @@
  * commands.c, its types one in persist.c. */
 #include "ai.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -108,20 +109,28 @@ static void subscribe(RedisModuleCtx *ctx) {
 
 /* ---- load ------------------------------------------------------------------------------------------------------------------------ */
 
+int thread_start(const char *name, size_t stack, void *(*run)(void *), void *argument) {
+    static const int faults[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP };
+    pthread_t thread;
+    pthread_attr_t attr;
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (size_t i = 0; i < sizeof(faults) / sizeof(*faults); i++) sigdelset(&blocked, faults[i]);
+    pthread_attr_init(&attr);
+    if (stack) pthread_attr_setstacksize(&attr, stack);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    int failed = pthread_create(&thread, &attr, run, argument);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    if (!failed) pthread_setname_np(thread, name);
+    return failed;
+}
+
 static int start(RedisModuleCtx *ctx) {
-    static bool begun;
-    if (begun) {
-        ai_log("warning", "an earlier load failed after Python had started: the server has to be restarted");
-        return REDISMODULE_ERR;
-    }
-    begun = true;
     runqueue_of((Slice){ "CPU", 3 });
-    int failed = timer_start();
-    if (failed) {
-        ai_log("warning", "could not start the timer thread: %s", strerror(failed));
-        return REDISMODULE_ERR;
-    }
-    char *error = interp_start(ctx);
+    char *error = interp_start(ctx); /* first: it may find no Python, and then no thread has been started and a load can be tried again */
+    int failed = error ? 0 : timer_start();
+    if (failed) error = text("could not start the timer thread: %s", strerror(failed));
     if (!error) return REDISMODULE_OK;
     ai_log("warning", "%s", error);
     RedisModule_Free(error);

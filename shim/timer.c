@@ -82,7 +82,6 @@ static void sleep_until(pthread_cond_t *cond, int64_t due) {
 }
 
 static void *timer_main(void *unused) {
-    pthread_setname_np(pthread_self(), "ai-timer");
     while (!ai_closing) {
         int64_t due;
         jobs_expire(now_us(), &due);
@@ -104,10 +103,9 @@ static void cond_init_monotonic(pthread_cond_t *cond) {
 }
 
 int timer_start(void) {
-    pthread_t thread;
     cond_init_monotonic(&timer_cond);
     cond_init_monotonic(&watch_cond);
-    return pthread_create(&thread, NULL, timer_main, NULL);
+    return thread_start("ai-timer", 0, timer_main, NULL);
 }
 
 /* ---- the watchdog ------------------------------------------------------------------------------------------------------------- */

@@ -140,6 +140,7 @@ OPS: dict[str, Op] = {
     "say": Op(_say, frozenset({"text"})),
     "oom": Op(_out_of_memory),
     "abort": Op(lambda call: os.abort()),
+    "segfault": Op(lambda call: ctypes.string_at(1)),
     "exit": Op(lambda call: os._exit(1)),
     "unspeakable": Op(_unspeakable),
     "system_exit": Op(_system_exit),  # an exception that `except Exception` does not catch

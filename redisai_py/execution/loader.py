@@ -47,7 +47,7 @@ class Loader:
                     return
                 self._handle(message)
             except BaseException:  # whatever a library does, the next store must still be served
-                message = None  # answers it, if nothing else has
+                message = current.about = None  # answers it, if nothing else has
                 logger.exception("the loader could not finish a task")
 
     def _handle(self, message: Any) -> None:
@@ -64,11 +64,13 @@ class Loader:
     def load_backend(self, name: str) -> Any:
         """Imports a backend once. Raises ImportError with the cure when its package is missing or broken."""
         if name not in self._backends:
-            cls = _test_backend(name) or backend_class(name)
+            package = "numpy"  # all that the files of the backends import themselves
             try:
+                cls = _test_backend(name) or backend_class(name)
+                package = cls.package
                 backend = cls.load(self._settings, _Meter(self._shim))
             except Exception as error:
-                raise ImportError(f"Could not load {name} backend: {error}. Install it with: pip install {cls.package}") from error
+                raise ImportError(f"Could not load {name} backend: {error}. Install it with: pip install {package}") from error
             self._backends[name] = backend
             self._shim.backend_loaded(name, backend.version)
             logger.info("%s backend loaded from %s", name, getattr(backend, "origin", cls.package))
@@ -103,6 +105,8 @@ class Loader:
             opening.opened(getattr(opened.session, "inputs", ()), getattr(opened.session, "outputs", ()))
 
     def _open_model(self, opening: Any) -> Opened:
+        if opening.backend not in self._backends:
+            logger.warning("backend %s not loaded, will try loading default backend", opening.backend)
         backend = self.load_backend(opening.backend)
         spec = ModelSpec(opening.key, opening.device, tuple(opening.inputs), tuple(opening.outputs))
         session = backend.open(opening.blob, spec, self._settings)

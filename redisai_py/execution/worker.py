@@ -53,7 +53,7 @@ class Workers:
                     answer(batch, sessions)
                 return
             except BaseException:  # those behind it still need their worker
-                batch = None  # answers its requests, if nothing else has
+                batch = current.about = None  # answers its requests, if nothing else has
                 logger.exception("a worker could not take or answer a batch")
 
 

@@ -79,6 +79,7 @@ void reply_run(RedisModuleCtx *ctx, RedisModuleString **argv, Job *job) { abort(
 void reply_error_line(RedisModuleCtx *ctx, const char *line) { abort(); }
 Program *program_lookup(RedisModuleCtx *ctx, RedisModuleString *key, ProgramKind kind, const char **error) { abort(); }
 RedisModuleString *redis_caller(RedisModuleCtx *ctx) { abort(); }
+int thread_start(const char *name, size_t stack, void *(*run)(void *), void *argument) { abort(); }
 
 /* ---- programs ------------------------------------------------------------------------------------------------------------- */
 
