@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..backends import torch_ops
-from ..backends.base import Settings, TensorView
+from ..backends.base import TensorView
 from ..device import Device
 from ..errors import BackendError
 from . import division, operators, prelude
@@ -114,9 +114,9 @@ class Program:
             operators.leave(before)
 
 
-def compile_program(text: str, entry_points: Sequence[str], device: Device, settings: Settings) -> Program:
+def compile_program(text: str, entry_points: Sequence[str], device: Device) -> Program:
     """Compiles checked source. Raises BackendError with the compiler's text or that of the first check that fails."""
-    functions = _with_deep_stack(lambda: _compile(text, settings))
+    functions = _with_deep_stack(lambda: _compile(text))
     if device.kind == "gpu" and not torch.cuda.is_available():
         raise BackendError("GPU requested but Torch couldn't find CUDA")
     for name in entry_points:
@@ -160,7 +160,7 @@ def _with_deep_stack(work: Callable[[], _Compiled]) -> _Compiled:
     return compiled
 
 
-def _compile(text: str, settings: Settings) -> _Compiled:
+def _compile(text: str) -> _Compiled:
     unit = torch._C.CompilationUnit()
     unit.define(text, resolve)
     functions = {function.name: function for function in unit.get_functions()}
@@ -168,7 +168,7 @@ def _compile(text: str, settings: Settings) -> _Compiled:
         division.guard(function.graph)
     calls = _Calls(functions)
     bodies = {name: calls.body(name) for name in functions}
-    _refuse_operators(set().union(*(body.operators for body in bodies.values())), settings)
+    _refuse_operators(set().union(*(body.operators for body in bodies.values())))
     return {
         name: (
             function,
@@ -257,8 +257,8 @@ class _Calls:
             raise BackendError("ERR the script is too complex: its functions, put into one another where they are called, grow too large")
 
 
-def _refuse_operators(names: set[str], settings: Settings) -> None:
-    refused = set(torch_ops.forbidden(names, allow_file_ops=settings.allow_file_ops, host_calls=True))
+def _refuse_operators(names: set[str]) -> None:
+    refused = set(torch_ops.forbidden(names, host_calls=True))
     refused |= {name for name in names if name in _SHARED_STATE or name.partition("::")[0] not in _NAMESPACES}
     if refused:
         raise BackendError(f"ERR the script uses operators that scripts may not use: {', '.join(sorted(refused))}")
@@ -334,8 +334,8 @@ def _outputs(result: Any, n_outputs: int, name: str) -> Sequence[Any]:
     """The tensors of a result, one level deep, as arrays. Raises BackendError for anything else and for another number of them."""
     if n_outputs == 0:
         return ()
-    tensors = result if isinstance(result, (tuple, list)) else (result,)
-    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+    tensors = (result,) if isinstance(result, torch.Tensor) else result
+    if not isinstance(tensors, (tuple, list)) or not all(map(torch.is_tensor, tensors)):
         raise BackendError(f"Function returned non-tensor values{name}")  # no blank: so since the first version
     if len(tensors) != n_outputs:
         raise BackendError(f"Function returned unexpected number of outputs - {name}")

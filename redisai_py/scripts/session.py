@@ -35,8 +35,9 @@ class ScriptHost(Protocol):
 class ScriptSession:
     """A compiled script.
 
-    `source` is text or the client's bytes; `entry_points` name the functions that take (tensors, keys, args). Of the
-    `settings` only `allow_file_ops` matters: threads belong to the torch backend. Raises BackendError with the text the client reads.
+    `source` is text or the client's bytes; `entry_points` name the functions that take (tensors, keys, args). Nothing in `settings`
+    changes a script: threads belong to the torch backend, and files stay out of reach whatever models may do. Raises BackendError with
+    the text the client reads.
     """
 
     def __init__(self, source: bytes | str, entry_points: Sequence[str], device: str, settings: Settings) -> None:
@@ -44,7 +45,7 @@ class ScriptSession:
         text = check_source(source)
         from .compile import compile_program
 
-        self._program: Program | None = compile_program(text, entry_points, target, settings)
+        self._program: Program | None = compile_program(text, entry_points, target)
 
     def run(
         self, function: str, inputs: Sequence[TensorView], keys: Sequence[bytes], args: Sequence[bytes], n_outputs: int, host: ScriptHost

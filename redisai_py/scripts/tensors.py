@@ -45,9 +45,10 @@ def to_array(tensor: torch.Tensor, where: str) -> np.ndarray[Any, Any]:
     """A tensor as a C-contiguous array on the CPU, sharing memory where it can. Raises BackendError for a dtype without a wire name."""
     if tensor.dtype not in _PLAIN:
         raise BackendError(_refusal(tensor.dtype, where))
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    array: np.ndarray[Any, Any] = tensor.contiguous().numpy(force=True)
+    try:
+        array: np.ndarray[Any, Any] = tensor.contiguous().numpy()
+    except (RuntimeError, TypeError):  # on a GPU, sparse, or a negated view: the longer way
+        array = tensor.to_dense().contiguous().numpy(force=True)
     return array
 
 

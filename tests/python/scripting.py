@@ -5,10 +5,11 @@ Commands are rows of a table and keep to what Redis answers, so that the same sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from redisai_py.backends.base import Settings
 from redisai_py.errors import BackendError
@@ -92,7 +93,7 @@ def _rpush(keys: dict[bytes, Any], key: bytes, *items: bytes) -> int:
 
 
 def _lrange(keys: dict[bytes, Any], key: bytes, start: bytes, stop: bytes) -> list[bytes]:
-    value = _typed(keys, key, list)
+    value: list[bytes] = _typed(keys, key, list)
     return value[int(start) : (int(stop) + 1) or None]
 
 
@@ -115,6 +116,15 @@ _COMMANDS: dict[bytes, tuple[int, Callable[..., Any]]] = {
     b"LRANGE": (4, _lrange),
     b"LLEN": (2, lambda keys, key: len(_typed(keys, key, list))),
 }
+
+
+@pytest.fixture(autouse=True)
+def thread_as_before() -> Iterator[None]:
+    """Scripts turn gradients off on their thread for good; here it is the thread of all tests. Works where it is imported."""
+    yield
+    from redisai_py.scripts.compile import _thread
+
+    _thread.inference = None
 
 
 def tensor(value: Any, dtype: str = "FLOAT") -> FakeTensor:

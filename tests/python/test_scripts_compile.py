@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.needs_torch, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-from scripting import ENTRY, FakeHost, error_of, open_script, run, tensor  # noqa: E402
+from scripting import ENTRY, FakeHost, error_of, open_script, run, tensor, thread_as_before  # noqa: E402, F401
 
 ADD = "def f(a, b):\n    return a + b\n"
 GOOD = ENTRY.format("good") + "    return tensors[0]\n"

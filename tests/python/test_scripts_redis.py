@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.needs_torch, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-from scripting import ENTRY, WRONGTYPE, FakeHost, error_of, open_script, run, tensor  # noqa: E402
+from scripting import ENTRY, WRONGTYPE, FakeHost, error_of, open_script, run, tensor, thread_as_before  # noqa: E402, F401
 
 from redisai_py.errors import BackendError, Terminated  # noqa: E402
 from redisai_py.scripts import ReplyError  # noqa: E402

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.needs_torch, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-from scripting import ENTRY, FakeHost, error_of, open_script, run, strings, tensor  # noqa: E402
+from scripting import ENTRY, FakeHost, error_of, open_script, run, strings, tensor, thread_as_before  # noqa: E402, F401
 
 FUNCTIONS = """
 def two(a, b):
