@@ -27,6 +27,8 @@ class FakeBatch:
     keys = args = ()
     program, key, function, n_outputs = 1, "m", None, 1
 
+    keep = None  # nothing stays on a device
+
     def __init__(self, size: int = 1, told: list[Any] | None = None) -> None:
         self.size = self.rows = size
         self.told: list[Any] = [] if told is None else told
