@@ -54,7 +54,11 @@ def module_path() -> Path:
 
 
 def server_binaries() -> dict[str, Path]:
-    """Every server that is installed here, by a short name."""
+    """Every server that is installed here, by a short name. A path in REDISAI_TEST_SERVER is the only one: others may be unable to load
+    what it loads (sanitizers)."""
+    given = os.environ.get("REDISAI_TEST_SERVER", "")
+    if "/" in given:
+        return {Path(given).name: Path(given)}
     found: dict[str, Path] = {}
     for name in ("redis-server", "valkey-server"):
         path = shutil.which(name)
