@@ -187,6 +187,11 @@ def pairs(reply: Any) -> list[tuple[Any, Any]]:
     return list(reply.items()) if isinstance(reply, dict) else list(zip(reply[::2], reply[1::2], strict=True))
 
 
+def test_readme_names_every_subcommand_of_redisai() -> None:
+    rows = re.findall(r"^\| `redisai ([a-z-]+)` \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert rows == [(name, line) for name, (_, line) in COMMANDS.items()]
+
+
 def configuration_rows() -> list[tuple[str, str, str]]:
     """(load arguments, parameter, default) of each row of README's table."""
     rows = re.findall(r"^\| (`[A-Z_`, ]+`) \| `(ai\.[a-z-]+)` \| ([^|]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
