@@ -10,7 +10,6 @@ import pytest
 import redis
 from servers import Server, default_binary, server_binaries
 
-
 #: RLTest's, not pytest's: run by tests/server/test_flow_modes.py
 collect_ignore = ["flow"]
 

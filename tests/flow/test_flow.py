@@ -1,7 +1,7 @@
 """What a client sees must not depend on how the server is deployed: the same flows under RLTest, stand-alone, with an AOF, with a replica.
 
-Run by tests/server/test_flow_modes.py; by hand: `python -m RLTest --module redisai_py/redisai.so -t tests/flow/test_flow.py [--use-aof|--use-slaves]`
-with REDISAI_TEST_BACKEND=echo in the environment.
+Run by tests/server/test_flow_modes.py; by hand, with REDISAI_TEST_BACKEND=echo in the environment:
+`python -m RLTest --module redisai_py/redisai.so -t tests/flow/test_flow.py [--use-aof|--use-slaves]`
 """
 
 import json
