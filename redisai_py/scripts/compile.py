@@ -26,7 +26,7 @@ from ..backends import torch_ops
 from ..backends.base import TensorView
 from ..device import Device
 from ..errors import BackendError
-from . import division, operators, prelude
+from . import guards, operators, prelude
 from .namespaces import resolve
 from .source import COMPILER_STACK
 from .tensors import to_array, to_tensor
@@ -48,7 +48,7 @@ _SHARED_STATE = frozenset(
         "aten::set_grad_enabled",
         "aten::_cufft_clear_plan_cache",
         "aten::_cufft_set_plan_cache_max_size",
-        "aten::__round_to_zero_floordiv",  # shares nothing, but division.py cannot make it safe: `torch.__round_to_zero_floordiv(1, 0)`
+        "aten::__round_to_zero_floordiv",  # shares nothing, but divides by zero; no script needs it
     }
 )
 #: namespaces that a script has a way to; all others belong to compilers, other devices or other processes
@@ -165,7 +165,7 @@ def _compile(text: str) -> _Compiled:
     unit.define(text, resolve)
     functions = {function.name: function for function in unit.get_functions()}
     for function in functions.values():
-        division.guard(function.graph)
+        guards.guard(function.graph)
     calls = _Calls(functions)
     bodies = {name: calls.body(name) for name in functions}
     _refuse_operators(set().union(*(body.operators for body in bodies.values())))

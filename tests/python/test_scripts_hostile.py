@@ -356,3 +356,29 @@ def test_a_division_that_the_processor_refuses_is_an_error(operator: str, a: int
     args = [operator.encode(), b"%d" % a, b"%d" % b]
     text = error_of(run, DIVISIONS, args=args, inputs=[tensor(a, "INT64"), tensor(b, "INT64")])
     assert "division" in text
+
+
+@pytest.mark.parametrize(
+    ("expression", "result"),
+    [
+        ("args[0].replace('b', 'xy')", b"axyc"),
+        ("str(args[0].count('b'))", b"1"),
+        ("args[0].rsplit('b')[1]", b"c"),
+        ("args[0].center(7)", b"  abc  "),
+        ("args[0].center(int(args[2]))", b"abc"),
+        ("args[0].ljust(int(args[2]))", b"abc"),
+        ("args[0].rjust(5)", b"  abc"),
+        ("'7'.zfill(int(args[2]))", b"7"),
+        ("str(len([1, 2, 2]) + [1, 2, 2].count(2))", b"5"),
+    ],
+)
+def test_strings_are_searched_and_padded_as_in_python(expression: str, result: bytes) -> None:
+    host = FakeHost()
+    run(f"    redis.execute('SET', 'k', {expression})\n", args=[b"abc", b"", b"%d" % LOWEST], n_outputs=0, host=host)
+    assert host.keys[b"k"] == result
+
+
+@pytest.mark.parametrize("expression", ["args[1].replace(args[1], '')", "str(args[1].count(args[1]))", "args[1].rsplit(args[1])[0]"])
+def test_a_search_that_would_not_end_is_an_error(expression: str) -> None:
+    text = error_of(run, f"    redis.execute('SET', 'k', {expression})\n", args=[b"abc", b""], n_outputs=0)
+    assert text.endswith("ValueError: the text to look for is empty\n")
