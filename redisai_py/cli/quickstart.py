@@ -53,13 +53,12 @@ SET_IMAGE = ("AI.TENSORSET", IMAGE, "FLOAT", "1", "64", "VALUES", *NUMBERS)
 
 @dataclass(frozen=True)
 class Step:
-    """`words` is the command; `file` stands for the bytes of `blob` after its last word. `needs` says what is missing when it fails, and the tour
-    goes on."""
+    """One command. When a step with `needs` fails, that text says what is missing, and the tour goes on."""
 
     text: str
     words: tuple[str, ...]
-    blob: bytes = b""
-    file: str = ""
+    blob: bytes = b""  # after the last word
+    file: str = ""  # what is shown in place of the blob
     needs: str = ""
 
 
