@@ -597,13 +597,13 @@ static bool on_gpu(const Op *op) {
     return p && p->backend == BACKEND_TORCH && p->device && slice_is((Slice){ p->device, strnlen(p->device, 3) }, "GPU");
 }
 
-/* Which slots only ops of one GPU's queue read: a tensor that goes from one model to the next need not pass through the host. */
+/* Which slots only torch ops of one GPU's queue read: a tensor that goes from one to the next need not pass through the host. */
 static void mark_resident(Planner *pl) {
     Plan *plan = pl->plan;
     struct RunQueue **owner = NULL;
     for (int i = 0; i < plan->nops; i++) {
         Op *op = &plan->ops[i];
-        if (op->kind != OP_MODEL || !on_gpu(op)) continue;
+        if (!on_gpu(op)) continue;
         if (!owner) owner = arena_alloc(pl->arena, (size_t)plan->nslots * sizeof(*owner));
         for (int k = 0; k < op->nout; k++) owner[op->out[k]] = op->program->queue;
     }
@@ -613,7 +613,7 @@ static void mark_resident(Planner *pl) {
     for (int i = 0; i < plan->nops; i++) {
         Op *op = &plan->ops[i];
         for (int k = 0; k < op->nin; k++)
-            if (op->kind != OP_MODEL || !on_gpu(op) || owner[op->in[k]] != op->program->queue) plan->resident[op->in[k]] = false;
+            if (!on_gpu(op) || owner[op->in[k]] != op->program->queue) plan->resident[op->in[k]] = false;
     }
     for (int i = 0; i < plan->noutputs; i++) plan->resident[plan->outputs[i].slot] = false;
 }

@@ -17,12 +17,14 @@ from .sessions import Sessions
 class ScriptHost:
     """One call of a script."""
 
-    __slots__ = ("_batch", "_sessions", "execute")
+    __slots__ = ("_batch", "_sessions", "execute", "keep", "residents")
 
     def __init__(self, batch: Any, sessions: Sessions) -> None:
         self._batch = batch
         self._sessions = sessions
         self.execute = batch.execute  # (argv: list[bytes]) -> reply
+        self.keep = batch.keep  # which outputs may stay on the device, see backends.base.Session
+        self.residents = sessions.residents
 
     def model_execute(self, key: bytes, inputs: list[Any], n_outputs: int) -> list[Any]:
         """Runs the model under `key` with numpy arrays; counts in its statistics. Raises BackendError with the client's text."""

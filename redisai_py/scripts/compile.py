@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..backends import torch_ops
-from ..backends.base import TensorView
+from ..backends.base import ResidentTable, TensorView
 from ..device import Device
 from ..errors import BackendError
 from . import guards, operators, prelude
 from .namespaces import resolve
 from .source import COMPILER_STACK
-from .tensors import to_array, to_tensor
+from .tensors import to_array, to_resident, to_tensor
 
 if TYPE_CHECKING:
     from .session import ScriptHost
@@ -97,10 +97,12 @@ class Program:
         if function is None:
             raise BackendError(f"Function does not exist: {name}")
         prepare_thread()
-        tensors = [to_tensor(view, self._device, function.copies) for view in inputs]
+        keep = getattr(host, "keep", None)
+        table: ResidentTable | None = None if keep is None else host.residents  # type: ignore[attr-defined]
+        tensors = [to_tensor(view, self._device, function.copies, table) for view in inputs]
         arguments = (tensors, keys, args) if function.entry_point else _bind(function, tensors)
         result = self._call(function, arguments, host)
-        return _outputs(result, n_outputs, name)
+        return _outputs(result, n_outputs, name, keep, table)
 
     def _call(self, function: Function, arguments: Sequence[Any], host: ScriptHost) -> Any:
         before = operators.enter((host, self._device))
@@ -330,8 +332,11 @@ def _bind(function: Function, tensors: list[torch.Tensor]) -> Sequence[Any]:
     return bound
 
 
-def _outputs(result: Any, n_outputs: int, name: str) -> Sequence[Any]:
-    """The tensors of a result, one level deep, as arrays. Raises BackendError for anything else and for another number of them."""
+def _outputs(result: Any, n_outputs: int, name: str, keep: Sequence[bool] | None, table: ResidentTable | None) -> Sequence[Any]:
+    """The tensors of a result, one level deep, as arrays, or in `table` where `keep` says so.
+
+    Raises BackendError for anything else and for another number of them.
+    """
     if n_outputs == 0:
         return ()
     tensors = (result,) if isinstance(result, torch.Tensor) else result
@@ -340,7 +345,10 @@ def _outputs(result: Any, n_outputs: int, name: str) -> Sequence[Any]:
     if len(tensors) != n_outputs:
         raise BackendError(f"Function returned unexpected number of outputs - {name}")
     try:
-        return [to_array(tensor, f"function {name}") for tensor in tensors]
+        where = f"function {name}"
+        if keep is None or table is None:
+            return [to_array(tensor, where) for tensor in tensors]
+        return [to_resident(t, where, table) if stays else to_array(t, where) for t, stays in zip(tensors, keep, strict=True)]
     except (RuntimeError, TypeError) as error:  # no memory for the copy; a layout or dtype that numpy does not know
         raise BackendError(str(error)) from error
 

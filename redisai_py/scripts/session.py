@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class ScriptHost(Protocol):
     """The server as a running script meets it. One host serves one run, on the thread of that run."""
 
+    # Optional: `keep` and `residents`, for an op of a DAG whose neighbours run on the same GPU: see `backends.base.Session.run_resident`.
+
     def execute(self, argv: list[bytes]) -> Any:
         """Runs one Redis command with the rights of the client that called the script.
 

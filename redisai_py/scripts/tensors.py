@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backends.base import TensorView
+from ..backends.base import ResidentTable, TensorView
 from ..errors import BackendError
-from ..tensor import DTYPES
+from ..tensor import DTYPES, WIRE_NAMES
 
 #: inputs refused with the texts of the original, which clients compare
 _REFUSED = {"UINT16": "Unsupported kUInt bits 16", "STRING": "Unsupported code 7"}
@@ -31,8 +31,15 @@ _NOT_IN_DLPACK = {
 _from_dlpack = torch._C._from_dlpack
 
 
-def to_tensor(view: TensorView, device: torch.device | None, copy: bool) -> torch.Tensor:
-    """An input as a tensor on `device` (None: the CPU), with memory of its own when `copy` is set. Raises BackendError."""
+def to_tensor(view: TensorView, device: torch.device | None, copy: bool, table: ResidentTable | None = None) -> torch.Tensor:
+    """An input as a tensor on `device` (None: the CPU), with memory of its own when `copy` is set. It may lie in `table` already.
+
+    Raises BackendError.
+    """
+    number = getattr(view, "resident", 0) if table is not None else 0
+    if table is not None and number:
+        resident: torch.Tensor = table[number]
+        return resident.clone() if copy else resident
     if view.dtype in _REFUSED:
         raise BackendError(_REFUSED[view.dtype])
     tensor: torch.Tensor = _from_dlpack(view.__dlpack__())
@@ -50,6 +57,14 @@ def to_array(tensor: torch.Tensor, where: str) -> np.ndarray[Any, Any]:
     except (RuntimeError, TypeError):  # on a GPU, sparse, or a negated view: the longer way
         array = tensor.to_dense().contiguous().numpy(force=True)
     return array
+
+
+def to_resident(tensor: torch.Tensor, where: str, table: ResidentTable) -> Any:
+    """A tensor left on its device for the next op of a DAG. Raises BackendError for a dtype without a wire name."""
+    if tensor.dtype not in _PLAIN or tensor.layout is not torch.strided:
+        return to_array(tensor, where)
+    name = WIRE_NAMES[np.dtype(str(tensor.dtype).removeprefix("torch."))]
+    return table.put(tensor, name, tuple(tensor.shape))
 
 
 def _refusal(dtype: torch.dtype, where: str) -> str:
