@@ -19,7 +19,7 @@ static const Config defaults = {
     .model_chunk_size = 511 * MIB,
     .max_tensor_bytes = 512 * MIB,
     .max_model_bytes = INT64_MAX,
-    .max_script_bytes = 16 * MIB,
+    .max_script_bytes = 1 * MIB,
     .max_queue = 65536,
 };
 Config config;
