@@ -135,20 +135,21 @@ def line_matches(expected: str, actual: str) -> bool:
 
 
 def matches(expected: Sequence[str], actual: Sequence[str]) -> bool:
-    """Whether what was printed is what the page shows; blank lines at the end do not count."""
-    expected, actual = without_blank_end(expected), without_blank_end(actual)
+    """Whether what was printed is what the page shows; blank lines at either end do not count."""
+    return all_match(without_blank_ends(expected), without_blank_ends(actual))
+
+
+def all_match(expected: Sequence[str], actual: Sequence[str]) -> bool:
     if not expected:
         return not actual
     if expected[0].strip() in ("...", "…"):
-        return any(matches(expected[1:], actual[skip:]) for skip in range(len(actual) + 1))
-    return bool(actual) and line_matches(expected[0], actual[0]) and matches(expected[1:], actual[1:])
+        return any(all_match(expected[1:], actual[skip:]) for skip in range(len(actual) + 1))
+    return bool(actual) and line_matches(expected[0], actual[0]) and all_match(expected[1:], actual[1:])
 
 
-def without_blank_end(lines: Sequence[str]) -> list[str]:
-    kept = list(lines)
-    while kept and not kept[-1].strip():
-        kept.pop()
-    return kept
+def without_blank_ends(lines: Sequence[str]) -> list[str]:
+    full = [number for number, line in enumerate(lines) if line.strip()]
+    return list(lines[full[0] : full[-1] + 1]) if full else []
 
 
 # ---- running -----------------------------------------------------------------------------------------------------------------------
@@ -167,7 +168,13 @@ class Typist:
         self.variables: dict[str, Any] = {"__name__": "__main__"}
         for name in ("examples", "tests", "redisai_py", "docs"):
             (directory / name).symlink_to(ROOT / name)
-        self.environment = {**os.environ, "PATH": f"{self._programs()}:{os.environ['PATH']}", "NO_COLOR": "1", "COLUMNS": "140"}
+        self.environment = {
+            **os.environ,
+            "PATH": f"{self._programs()}:{os.environ['PATH']}",
+            "NO_COLOR": "1",
+            "COLUMNS": "140",
+            "TERM": "dumb",
+        }
 
     def close(self) -> None:
         self.session.drop()
