@@ -490,7 +490,8 @@ const char *loader_backend_version(Backend b); /* NULL when it is not loaded */
 
 /* ---- timer.c --------------------------------------------------------------------------------------------------------- */
 
-int timer_start(void); /* 0, or an errno */
+void timer_prepare(void); /* before any thread of ours */
+int timer_start(void);    /* 0, or an errno */
 void timer_wake(int64_t due); /* under ai_lock: something is due earlier than the timer knows */
 void heap_push(Job *job);     /* under ai_lock */
 void heap_remove(Job *job);   /* under ai_lock; also when it is not in the heap */

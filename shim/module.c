@@ -128,6 +128,7 @@ int thread_start(const char *name, size_t stack, void *(*run)(void *), void *arg
 
 static int start(RedisModuleCtx *ctx) {
     runqueue_of((Slice){ "CPU", 3 });
+    timer_prepare();
     char *error = interp_start(ctx); /* first: it may find no Python, and then no thread has been started and a load can be tried again */
     int failed = error ? 0 : timer_start();
     if (failed) error = text("could not start the timer thread: %s", strerror(failed));

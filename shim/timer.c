@@ -102,9 +102,17 @@ static void cond_init_monotonic(pthread_cond_t *cond) {
     pthread_cond_init(cond, &attr);
 }
 
-int timer_start(void) {
+static void make_conditions(void) {
     cond_init_monotonic(&timer_cond);
     cond_init_monotonic(&watch_cond);
+}
+
+void timer_prepare(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, make_conditions);
+}
+
+int timer_start(void) {
     return thread_start("ai-timer", 0, timer_main, NULL);
 }
 
