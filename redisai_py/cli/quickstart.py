@@ -102,7 +102,7 @@ class Tour:
 
     def say(self, text: str, style: str = "") -> None:
         if not self.quiet:
-            console().print(text, style=style, markup=False)
+            console().print(text, style=style, markup=False, soft_wrap=True)  # a command is one line, to be copied
 
     def call(self, step: Step) -> Any:
         """Raises OSError."""
