@@ -754,6 +754,34 @@ def test_a_dag_of_many_ops(world: Wire) -> None:
     assert world.only_reply("AI.DAGRUN", *tensors, "|>", "AI.TENSORGET", "x5", "VALUES") == [OK] * 20_000 + [[0]]
 
 
+def test_a_big_tensor_goes_through_a_dag_unchanged(world: Wire) -> None:
+    """From 32 KiB on it is kept as the argument it came in."""
+    blob = bytes(range(256)) * 8192
+    line = ["AI.DAGEXECUTE", "PERSIST", 2, "x", "y", "|>", "AI.TENSORSET", "x", "UINT8", 1, len(blob), "BLOB", blob]
+    run = [
+        "|>",
+        "AI.MODELEXECUTE",
+        "m",
+        "INPUTS",
+        1,
+        "x",
+        "OUTPUTS",
+        1,
+        "y",
+        "|>",
+        "AI.TENSORGET",
+        "x",
+        "BLOB",
+        "|>",
+        "AI.TENSORGET",
+        "y",
+        "BLOB",
+    ]
+    assert world.only_reply(*line, *run) == [OK, OK, blob, blob]
+    assert world("AI.TENSORGET", "x", "BLOB") == world("AI.TENSORGET", "y", "BLOB") == blob
+    assert world.only_reply(*line[:1], "LOAD", 1, "x", *line[5:], *run) == [OK, OK, blob, blob]
+
+
 def test_a_dag_of_many_words(world: Wire) -> None:
     n = 100_000
     assert world.only_reply("AI.DAGEXECUTE", "LOAD", n, *["a"] * n, "|>", "AI.TENSORGET", "a", "VALUES") == [[b"1", b"2"]]

@@ -26,7 +26,7 @@ def test_no_sanitizer_has_anything_to_say() -> None:
     environment = {
         **os.environ,
         "UNIT_SANITIZE": "1",
-        "UNIT_EXAMPLES": "40",
+        "UNIT_EXAMPLES": "25",
         "LD_PRELOAD": libasan(),
         # What the interpreter keeps until it ends is no leak of ours; the tests count our own allocations.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
