@@ -627,7 +627,9 @@ def fraud_weights() -> dict[str, Array]:
     return random_weights(w1=(64, 286), b1=(64,), w2=(2, 64), b2=(2,))
 
 
+@writes("fraud.onnx", EXAMPLES)
 @writes("fraud.onnx")
+@cache
 def fraud_onnx() -> bytes:
     """FLOAT `transaction` [n, 30] and `reference` [n, 256] -> FLOAT [n, 2] probabilities: what the client sends, beside a key it read."""
     nodes = [
@@ -641,7 +643,9 @@ def fraud_onnx() -> bytes:
     return onnx_blob(nodes, inputs, [("probabilities", "f4", [None, 2])], fraud_weights())
 
 
+@writes("fraud.pt", EXAMPLES)
 @writes("fraud.pt")
+@cache
 def fraud_torch() -> bytes:
     return torch_blob(
         """
