@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,7 +212,8 @@ def command(interval: float, only_once: bool, as_json: bool, **where: Any) -> No
     target = address(**where)
     with talking(where) as client:
         if sys.stdout.isatty() and not only_once and not as_json:
-            live(client, target, interval)
+            with suppress(KeyboardInterrupt):  # the way to end it, and no failure
+                live(client, target, interval)
             return
         told = once(client, interval)
     if as_json:
