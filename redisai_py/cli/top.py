@@ -17,6 +17,7 @@ import click
 import redis
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from .address import Address, address, address_options
 from .client import explained, talking
@@ -161,7 +162,7 @@ def as_text(where: Address, told: Mapping[str, Any]) -> str:
 
 
 def as_screen(where: Address, told: Mapping[str, Any]) -> RenderableType:
-    shown: list[RenderableType] = [heading(where, told)]
+    shown: list[RenderableType] = [Text(heading(where, told))]
     for headings, rows in parts(told):
         if rows:
             shown += ["", table(headings, rows)]
@@ -188,7 +189,7 @@ def live(client: redis.Redis, where: Address, interval: float) -> None:
             try:
                 now = look(client, names)
             except redis.ConnectionError as error:
-                screen.update(explained(error, where), refresh=True)
+                screen.update(Text(explained(error, where)), refresh=True)
                 continue
             screen.update(as_screen(where, figures(now, before)), refresh=True)
             before = now
