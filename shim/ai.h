@@ -346,7 +346,7 @@ typedef struct Job {
     int64_t deadline_us;          /* 0 = none */
     int heap_at;                  /* place in the deadline heap, -1 = not in it */
     struct Job *next;             /* waiting list, parked list */
-    struct Job *older, *newer;    /* list of jobs that block a client (holder only) */
+    struct Job *older, *newer;    /* neighbours among jobs that block a client (job.c; holder only) */
     bool gone;                    /* the client disconnected: what is queued is dropped, nothing is written */
 } Job;
 

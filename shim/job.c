@@ -10,7 +10,7 @@
 
 _Atomic int64_t jobs_in_flight, jobs_timed_out, jobs_gone;
 
-static Job *blocked_newest;              /* jobs that block a client; holder only */
+static Job *blocked[1024];               /* jobs that block a client, by that client; holder only */
 static Job *parked, **parked_tail = &parked; /* finished, but writes are paused; under ai_lock */
 static _Atomic bool writes_paused;       /* what the holder saw before it last went to sleep */
 
@@ -27,9 +27,20 @@ Job *job_new(JobKind kind) {
     return job;
 }
 
+/* Thousands of clients may leave at once, when a proxy goes: each must be found without walking past the others. */
+static Job **blocked_by(const RedisModuleBlockedClient *bc) { return &blocked[(uint64_t)(uintptr_t)bc * 0x9E3779B97F4A7C15u >> 54]; }
+_Static_assert(sizeof(blocked) / sizeof(*blocked) == 1 << 10, "blocked_by takes ten bits");
+
+static void list_blocked(Job *job) {
+    Job **bucket = blocked_by(job->bc);
+    job->older = *bucket;
+    job->newer = NULL;
+    if (job->older) job->older->newer = job;
+    *bucket = job;
+}
+
 static void unlist_blocked(Job *job) {
-    if (job->newer) job->newer->older = job->older;
-    else blocked_newest = job->older;
+    *(job->newer ? &job->newer->older : blocked_by(job->bc)) = job->older;
     if (job->older) job->older->newer = job->newer;
 }
 
@@ -224,7 +235,7 @@ void jobs_expire(int64_t now, int64_t *next_due) {
 
 /* The server calls this once when a blocked client goes away; the job lives on until it ends. */
 static void client_gone(RedisModuleCtx *ctx, RedisModuleBlockedClient *bc) {
-    Job *job = blocked_newest;
+    Job *job = *blocked_by(bc);
     while (job && job->bc != bc) job = job->older;
     if (!job) return;
     pthread_mutex_lock(&ai_lock);
@@ -243,10 +254,7 @@ void job_block(RedisModuleCtx *ctx, Job *job) {
     job->bc = RedisModule_BlockClient(ctx, reply_job, NULL, free_private_data, 0);
     RedisModule_SetDisconnectCallback(job->bc, client_gone);
     if (RedisModule_BlockedClientMeasureTimeStart) RedisModule_BlockedClientMeasureTimeStart(job->bc);
-    job->older = blocked_newest;
-    job->newer = NULL;
-    if (blocked_newest) blocked_newest->newer = job;
-    blocked_newest = job;
+    list_blocked(job);
     jobs_in_flight++;
 }
 

@@ -129,6 +129,25 @@ def test_max_queue_zero_is_no_limit(started: Callable[..., Clients]) -> None:
     assert [client.read() for client in waiting] == [OK] * 20
 
 
+def test_five_hundred_clients_that_leave_at_once(clients: Clients) -> None:
+    """Every second one leaves; nothing of it is run or written, and the others are served."""
+    wire = clients.wire
+    store(wire, "m", "echo", 1, 1, "CPU", "BATCHSIZE", 16)
+    gate = clients.hold()
+    before = info(wire, "jobs_disconnected") or 0
+    waiting = [clients.send(*execute("m", f"out{n}")) for n in range(500)]
+    wait_queued(wire, 500)
+    for client in waiting[::2]:
+        client.close()
+    wait_queued(wire, 250)
+    assert info(wire, "jobs_disconnected") == before + 250
+    gate.open()
+    assert [client.read() for client in waiting[1::2]] == [OK] * 250
+    assert wire("EXISTS", *(f"out{n}" for n in range(0, 500, 2))) == 0
+    assert calls(wire, "m") == (250, 0)
+    wait_until(lambda: info(wire, "jobs_in_flight") == 0)
+
+
 # ---- turns ------------------------------------------------------------------------------------------------------------------------------
 
 
