@@ -488,6 +488,10 @@ extern _Atomic int64_t sessions_open[SESSION_KINDS], session_bytes[SESSION_KINDS
 void session_count(const Program *p, int by); /* one more (1) or one fewer (-1); any thread */
 const char *loader_backend_version(Backend b); /* NULL when it is not loaded */
 
+/* ---- trap.c ---------------------------------------------------------------------------------------------------------- */
+
+void trap_install(void); /* once, after the server has set its signal handlers */
+
 /* ---- timer.c --------------------------------------------------------------------------------------------------------- */
 
 void timer_prepare(void); /* before any thread of ours */

@@ -155,6 +155,7 @@ static int load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     if (persist_register(ctx) != REDISMODULE_OK || commands_register(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
     if (config_load(ctx, argv, argc) != REDISMODULE_OK || start(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
     subscribe(ctx);
+    trap_install();
     return REDISMODULE_OK;
 }
 
