@@ -61,6 +61,8 @@ _WARM_UP_SECONDS = 1.0
 #: Operators that draw from a generator the session owns: a run of ours would change what the first client sees.
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"})
 
+_NO_CUDA = "ERR GPU requested but ONNX couldn't find CUDA"
+
 _log = logging.getLogger(__name__)
 
 
@@ -102,6 +104,8 @@ class OnnxBackend:
         try:
             options = self._options(settings, limited)
             session = self.ort.InferenceSession(blob, options, providers=providers)
+            if device.kind == "gpu" and "CUDAExecutionProvider" not in session.get_providers():
+                raise BackendError(_NO_CUDA)  # CUDA's own libraries could not be loaded: the session would run on the CPU
             opened = OnnxSession(self, session, survey, device, limited)
         except Exception as error:
             self.give_back(weights)
@@ -135,7 +139,7 @@ class OnnxBackend:
             return ["CPUExecutionProvider"]
         # Asked for a provider it lacks, the library warns and uses the CPU.
         if "CUDAExecutionProvider" not in self.ort.get_available_providers():
-            raise BackendError("ERR GPU requested but ONNX couldn't find CUDA")
+            raise BackendError(_NO_CUDA)
         return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
 
     def _options(self, settings: Settings, limited: bool) -> Any:

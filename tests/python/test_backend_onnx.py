@@ -512,6 +512,16 @@ def test_a_gpu_that_is_not_there_is_refused(opened: Callable[..., Session], devi
     assert refused(opened, ADD, device) == "ERR GPU requested but ONNX couldn't find CUDA"
 
 
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="there is a GPU")
+def test_a_gpu_whose_libraries_do_not_load_is_not_replaced_by_the_cpu(
+    opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library lists CUDA, fails to load it when a session is made, and goes on with the CPU."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.warns(UserWarning):
+        assert refused(opened, ADD, "GPU") == "ERR GPU requested but ONNX couldn't find CUDA"
+
+
 @pytest.mark.parametrize(("settings", "intra", "inter"), [(Settings(intra_op=3, inter_op=2), 3, 2), (Settings(workers=999), 1, 1)])
 def test_threads_follow_the_settings(opened: Callable[..., Session], settings: Settings, intra: int, inter: int) -> None:
     options = opened(ADD, settings=settings)._session.get_session_options()  # type: ignore[attr-defined]
