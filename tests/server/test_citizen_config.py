@@ -25,7 +25,7 @@ DEFAULTS = {
     "ai.max-queue": "65536",
     "ai.max-tensor-bytes": str(512 * MEBIBYTE),
     "ai.max-model-bytes": "0",
-    "ai.max-script-bytes": str(16 * MEBIBYTE),
+    "ai.max-script-bytes": str(MEBIBYTE),
     "ai.allow-file-ops": "no",
     "ai.load-backends": "none",
     "ai.python": "",
@@ -183,9 +183,9 @@ def test_the_module_can_be_loaded_with_parameters_into_a_running_server(start: C
 
 
 def test_config_rewrite_keeps_what_was_changed(start: Callable[..., Server], tmp_path: Path) -> None:
-    text = f'enable-debug-command yes\nloadmodule "{module_path()}" MAX_QUEUE 77 THREADS_PER_QUEUE 2\nai.max-script-bytes 1mb\n'
+    text = f'enable-debug-command yes\nloadmodule "{module_path()}" MAX_QUEUE 77 THREADS_PER_QUEUE 2\nai.max-script-bytes 2mb\n'
     server = from_file(start, tmp_path, text)
-    assert parameters(server) == DEFAULTS | {"ai.max-queue": "77", "ai.threads-per-queue": "2", "ai.max-script-bytes": str(MEBIBYTE)}
+    assert parameters(server) == DEFAULTS | {"ai.max-queue": "77", "ai.threads-per-queue": "2", "ai.max-script-bytes": str(2 * MEBIBYTE)}
     with server.client() as c:
         c.config_set("ai.max-tensor-bytes", "3mb")
         c.config_set("ai.backends-path", "/a path")
@@ -194,7 +194,7 @@ def test_config_rewrite_keeps_what_was_changed(start: Callable[..., Server], tmp
     assert "ai.max-queue" not in written(tmp_path)
     server.restart()
     changed = {"ai.max-tensor-bytes": str(3 * MEBIBYTE), "ai.backends-path": "/a path"}
-    as_before = {"ai.max-queue": "77", "ai.threads-per-queue": "2", "ai.max-script-bytes": str(MEBIBYTE)}
+    as_before = {"ai.max-queue": "77", "ai.threads-per-queue": "2", "ai.max-script-bytes": str(2 * MEBIBYTE)}
     assert parameters(server) == DEFAULTS | as_before | changed
     with server.client() as c:
         c.config_set("ai.max-queue", 5)
