@@ -501,8 +501,17 @@ void heap_push(Job *job);     /* under ai_lock */
 void heap_remove(Job *job);   /* under ai_lock; also when it is not in the heap */
 Job *heap_first(void);        /* under ai_lock; NULL when empty */
 
-/* Watchdog, a Python thread without the GIL: waits until a run is past MODEL_EXECUTION_TIMEOUT. False when closing. */
-bool watch_overdue(unsigned long *thread, uint64_t *program, char **key);
+typedef struct Overdue { /* a run past MODEL_EXECUTION_TIMEOUT */
+    Worker *worker;
+    int64_t started_us;
+    unsigned long thread;
+    uint64_t program;
+    char *key;            /* for the reader to free */
+} Overdue;
+/* Watchdog, a Python thread without the GIL: waits until a run is overdue. False when closing. Each run is told of once. */
+bool watch_overdue(Overdue *run);
+/* The watchdog has the GIL again, without which no worker begins a run: is it still that run, or would the next one be ended in its place? */
+bool watch_still_runs(const Overdue *run);
 void watch_started(void); /* worker, no lock held: a run began; wakes the watchdog when it sleeps without a due time */
 
 /* ---- redis_call.c: redis.execute ------------------------------------------------------------------------------------- */
@@ -598,7 +607,8 @@ typedef struct Shim {
     void (*batch_finish)(Batch *, Tensor **, int, int64_t);
     void (*batch_fail)(Batch *, const char *);
     void (*batch_split)(Batch *, Batch **);
-    bool (*watch_overdue)(unsigned long *, uint64_t *, char **);
+    bool (*watch_overdue)(Overdue *);
+    bool (*watch_still_runs)(const Overdue *);
     void (*redis_execute)(Job *, const Slice *, int, Arena *, ReplyNode *);
     Program *(*redis_model)(Job *, Slice, const char **);
     void (*arena_free)(Arena *);

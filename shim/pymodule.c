@@ -977,16 +977,19 @@ static PyObject *next_message(PyObject *self, PyObject *unused) {
 }
 
 static PyObject *next_overdue(PyObject *self, PyObject *unused) {
-    unsigned long thread;
-    uint64_t program;
-    char *key;
-    bool found;
-    Py_BEGIN_ALLOW_THREADS
-    found = shim->watch_overdue(&thread, &program, &key);
-    Py_END_ALLOW_THREADS
-    if (!found) Py_RETURN_NONE;
-    PyObject *result = Py_BuildValue("(kKN)", thread, (unsigned long long)program, PyUnicode_DecodeUTF8(key, (Py_ssize_t)strlen(key), "replace"));
-    shim->free(key);
+    Overdue run;
+    for (;;) {
+        bool found;
+        Py_BEGIN_ALLOW_THREADS
+        found = shim->watch_overdue(&run);
+        Py_END_ALLOW_THREADS
+        if (!found) Py_RETURN_NONE;
+        if (shim->watch_still_runs(&run)) break;
+        shim->free(run.key); /* it ended while we waited for the GIL */
+    }
+    PyObject *result = Py_BuildValue("(kKN)", run.thread, (unsigned long long)run.program,
+                                     PyUnicode_DecodeUTF8(run.key, (Py_ssize_t)strlen(run.key), "replace"));
+    shim->free(run.key);
     return result;
 }
 

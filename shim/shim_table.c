@@ -41,6 +41,7 @@ const Shim shim_table = {
     .batch_split = batch_split,
     .batch_restart = batch_restart,
     .watch_overdue = watch_overdue,
+    .watch_still_runs = watch_still_runs,
     .redis_execute = redis_execute,
     .redis_model = redis_model,
     .arena_free = arena_free,

@@ -139,7 +139,7 @@ void watch_started(void) {
     pthread_mutex_unlock(&ai_lock);
 }
 
-bool watch_overdue(unsigned long *thread, uint64_t *program, char **key) {
+bool watch_overdue(Overdue *run) {
     Worker *w = NULL;
     pthread_mutex_lock(&ai_lock);
     while (!ai_closing) {
@@ -151,11 +151,16 @@ bool watch_overdue(unsigned long *thread, uint64_t *program, char **key) {
     }
     if (w) {
         w->overdue_seen = true;
-        *thread = w->thread;
-        *program = w->running->id;
         const char *name = w->running->key;
-        *key = text("%s", name ? name : "");
+        *run = (Overdue){ w, w->run_started_us, w->thread, w->running->id, text("%s", name ? name : "") };
     }
     pthread_mutex_unlock(&ai_lock);
     return w != NULL;
+}
+
+bool watch_still_runs(const Overdue *run) {
+    pthread_mutex_lock(&ai_lock);
+    bool same = run->worker->run_started_us == run->started_us;
+    pthread_mutex_unlock(&ai_lock);
+    return same;
 }

@@ -260,6 +260,13 @@ static Batch *unit_pop(Program *p, Worker *w) {
 static const Job *unit_batch_job(const Batch *b, int i) { return b->ops[i]->job; }
 static int unit_batch_op(const Batch *b, int i) { return (int)(b->ops[i] - b->ops[i]->job->plan.ops); }
 
+/* The run that the watchdog is told of now; only for when there is one. */
+static uint64_t unit_overdue(Overdue *run) {
+    if (!watch_overdue(run)) return 0;
+    RedisModule_Free(run->key);
+    return run->program;
+}
+
 /* ---- the timer's heap ---------------------------------------------------------------------------------------------------------- */
 
 static Job *unit_timed(int64_t deadline_us) {

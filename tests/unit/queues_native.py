@@ -10,6 +10,7 @@ typedef struct { uint64_t id; ...; } Program;
 typedef struct { ...; } Job;
 typedef struct { ...; } Worker;
 typedef struct { Program *program; int n; int64_t rows; bool retry; ...; } Batch;
+typedef struct { int64_t started_us; ...; } Overdue;
 typedef struct { int64_t batchsize, minbatchsize, minbatchtimeout_us; } BatchLimits;
 
 enum { PROGRAM_MODEL, PROGRAM_SCRIPT, ... };
@@ -59,6 +60,9 @@ Worker *unit_worker(Program *p);
 Batch *unit_take(Program *p, Worker *w, int64_t *look_again);
 Batch *unit_try(Program *p, Worker *w);
 Batch *unit_pop(Program *p, Worker *w);
+uint64_t unit_overdue(Overdue *run);
+bool watch_still_runs(const Overdue *run);
+void batch_restart(Batch *b);
 const Job *unit_batch_job(const Batch *b, int i);
 int unit_batch_op(const Batch *b, int i);
 const char *batch_gather(Batch *b, int input, Tensor **into);

@@ -475,6 +475,67 @@ def test_a_timeout_beyond_the_clock_is_none(bench: Bench) -> None:
     served(bench, model)
 
 
+# ---- MODEL_EXECUTION_TIMEOUT -------------------------------------------------------------------------------------------------------------
+
+SECOND = 1_000_000  # the limit is five
+
+
+def overdue(model: Any) -> Any:
+    """The run of the model of which the watchdog is told now."""
+    run = ffi.new("Overdue *")
+    assert lib.unit_overdue(run) == model.id
+    return run
+
+
+def test_a_run_is_overdue_when_it_has_lasted_longer_than_the_limit(bench: Bench) -> None:
+    first, second = bench.model(), bench.model(device="x")
+    jobs = [bench.run(first), bench.run(second)]
+    bench.at(7 * SECOND)  # in the queue: does not count
+    one = take(bench, first)
+    bench.at(8 * SECOND)
+    other = bench.take(second, "x")
+    assert other
+    bench.at(12 * SECOND + 1)
+    assert lib.watch_still_runs(overdue(first))
+    bench.at(13 * SECOND + 1)
+    assert lib.watch_still_runs(overdue(second))  # of the first one it has been told
+    for batch in (one, other):
+        batch.finish()
+    assert bench.collect() == jobs
+
+
+def test_the_next_run_is_not_ended_in_place_of_one_that_is_over(bench: Bench) -> None:
+    model = bench.model()
+    bench.run(model)
+    bench.at(1 * SECOND)
+    batch = take(bench, model)
+    bench.at(6 * SECOND + 1)
+    run = overdue(model)
+    batch.finish()
+    assert not lib.watch_still_runs(run)
+    bench.run(model)
+    batch = take(bench, model)
+    assert not lib.watch_still_runs(run)
+    batch.finish()
+
+
+def test_a_retried_member_has_the_whole_limit(bench: Bench) -> None:
+    model = bench.model(batch=10)
+    bench.run(model)
+    bench.run(model)
+    bench.at(1 * SECOND)
+    batch = take(bench, model)
+    bench.at(4 * SECOND)
+    one, two = batch.split()
+    lib.batch_restart(one.pointer)
+    bench.at(8 * SECOND)
+    one.finish()
+    lib.batch_restart(two.pointer)
+    bench.at(13 * SECOND + 1)
+    assert overdue(model).started_us == 8 * SECOND
+    two.finish()
+
+
 # ---- what becomes of a batch ------------------------------------------------------------------------------------------------------------
 
 
