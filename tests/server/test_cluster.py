@@ -266,3 +266,20 @@ def test_dags_that_only_read_run_on_a_replica(cluster: Cluster, c: redis.RedisCl
         assert replica.execute_command(*dag.split()) == [OK, struct.pack("<f", 3)]
         with pytest.raises(MovedError):
             replica.execute_command(*run(tag))
+
+
+@pytest.mark.needs_torch
+def test_a_script_reaches_no_key_of_another_node(cluster: Cluster, c: redis.RedisCluster) -> None:
+    tag, foreign = cluster.key_of(1, "script"), cluster.key_of(2, "far")
+    source = "def get(tensors: List[Tensor], keys: List[str], args: List[str]):\n    redis.execute('INCR', args[0])\n    return tensors\n"
+    c.execute_command("AI.SCRIPTSTORE", f"s{{{tag}}}", "CPU", "ENTRY_POINTS", 1, "get", "SOURCE", source)
+    c.execute_command("AI.TENSORSET", f"x{{{tag}}}", "FLOAT", 1, "VALUES", 3)
+    call = ["AI.SCRIPTEXECUTE", f"s{{{tag}}}", "get", "INPUTS", 1, f"x{{{tag}}}", "ARGS", 1]
+    with cluster.masters[1].client() as master:
+        master.execute_command(*call, f"n{{{tag}}}")
+        assert master.get(f"n{{{tag}}}") == b"1"
+        with pytest.raises(redis.ResponseError, match="a slot that this node does not serve"):
+            master.execute_command(*call, foreign)
+        with pytest.raises(ClusterCrossSlotError):
+            master.execute_command("AI.SCRIPTEXECUTE", f"s{{{tag}}}", "get", "KEYS", 1, foreign, "ARGS", 1, foreign)
+    assert foreign.encode() not in keys_on(cluster.masters[1]) | keys_on(cluster.masters[2])
