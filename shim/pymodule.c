@@ -719,6 +719,7 @@ static PyObject *worker_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTuple(args, "K", &queue)) return NULL;
     PyWorker *self = (PyWorker *)type->tp_alloc(type, 0);
     if (!self) return NULL;
+    pthread_setname_np(pthread_self(), "ai-worker"); /* Python 3.11 names threads for itself only; this is for top and crash reports */
     self->q = (RunQueue *)(uintptr_t)queue;
     self->w = shim->runqueue_attach(self->q, PyThread_get_thread_ident());
     return (PyObject *)self;
@@ -968,6 +969,7 @@ static PyObject *message_object(Message *m) {
 
 static PyObject *next_message(PyObject *self, PyObject *unused) {
     Message *m;
+    pthread_setname_np(pthread_self(), "ai-loader");
     Py_BEGIN_ALLOW_THREADS
     m = shim->inbox_pop();
     Py_END_ALLOW_THREADS
@@ -978,6 +980,7 @@ static PyObject *next_message(PyObject *self, PyObject *unused) {
 
 static PyObject *next_overdue(PyObject *self, PyObject *unused) {
     Overdue run;
+    pthread_setname_np(pthread_self(), "ai-watchdog");
     for (;;) {
         bool found;
         Py_BEGIN_ALLOW_THREADS

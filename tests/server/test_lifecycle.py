@@ -258,7 +258,7 @@ class TestEveryBackendIsAGoodGuest:
             blocked = status_of(task / "status", "SigBlk")
             assert all(blocked >> number - 1 & 1 for number in asynchronous), name
             assert not any(blocked >> number - 1 & 1 for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)), name
-        assert seen >= {"ai-python", "ai-timer"}
+        assert seen == {"ai-python", "ai-timer", "ai-worker", "ai-loader", "ai-watchdog"}
 
     def test_numbers_of_the_server_stay_exact(self, with_every_backend: tuple[Server, Wire]) -> None:
         """A library built with -ffast-math makes denormal numbers zero on the thread that loads it."""
