@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -369,10 +370,9 @@ def test_a_restart_keeps_what_cannot_be_opened(start_server: Callable[..., Serve
 
 
 def test_a_broken_file_keeps_the_server_from_starting_with_a_reason(start_server: Callable[..., Server]) -> None:
+    """The reason is in the log before Redis looks for the fault itself, a search in which Redis up to 7.0 may loop without end."""
     server = start_server()
     r = server.client()
-    if r.info("server")["redis_version"].startswith("6."):
-        pytest.skip("Redis 6.2 looks for the fault in the file before it ends, and may never find it")
     r.config_set("rdbcompression", "no")
     tensorset(r, "t", "INT8", (4,), b"abcd")
     r.save()
@@ -381,8 +381,10 @@ def test_a_broken_file_keeps_the_server_from_starting_with_a_reason(start_server
     content = file.read_bytes()
     assert content.count(b"\x05\x04abcd") == 1
     file.write_bytes(content.replace(b"\x05\x04abcd", b"\x05\x03abcd"))
-    with pytest.raises(AssertionError, match="its data does not fit its shape"):
-        server.start()
+    server.start(wait=False)
+    wait_until(lambda: "its data does not fit its shape" in server.log(), "the reason in the log")
+    assert "Ready to accept connections" not in server.log().rpartition("Redis is starting")[2]
+    server.stop(signal.SIGKILL)
 
 
 # ---- replication -------------------------------------------------------------------------------------------------------------------
