@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,39 @@ def test_saves_complete_while_workers_are_busy(real_server: Server) -> None:
         persistence = wire("INFO", "persistence")
         assert b"rdb_last_bgsave_status:ok" in persistence and b"aof_last_bgrewrite_status:ok" in persistence
         assert set(load.stop()) == {OK}
+
+
+def test_a_shutdown_that_fails_leaves_everything_working(start_server: Callable[..., Server]) -> None:
+    """The directory for the dump is gone, so the server refuses to stop; workers, loader and timeouts go on."""
+    server = start_server("--save", "3600 1")
+    with Wire(server.port) as wire:
+        put(wire, "in", 1)
+        store(wire, "m")
+        shutil.rmtree(server.directory)
+        assert isinstance(wire("SHUTDOWN", "SAVE"), Error)
+        assert wire(*execute("m")) == OK
+        store(wire, "waits", "echo", 1, 1, "CPU:1", "BATCHSIZE", 9, "MINBATCHSIZE", 9)
+        assert wire(*execute("waits", "in", "out", "TIMEOUT", 5)) == Status("TIMEDOUT")
+    assert end(server, "NOSAVE") == 0
+
+
+def test_after_a_pause_of_the_process_nothing_starts_that_is_late(server: Server, wire: Wire, tmp_path: Path) -> None:
+    """Worker and timer wake at the same moment, long after the TIMEOUT; whoever is first, the request is not run."""
+    gate = Gate(wire, tmp_path / "gate", "gate")
+    store(wire, "m")
+    put(wire, "in", 1)
+    with Wire(server.port) as runs, Wire(server.port) as late, Wire(server.port) as patient:
+        runs.send(*execute("gate", "in", "a"))
+        wait_running(wire)
+        late.send(*execute("m", "in", "b", "TIMEOUT", 2000))
+        patient.send(*execute("m", "in", "c"))
+        wait_queued(wire, 2)
+        os.kill(server.pid, signal.SIGSTOP)
+        gate.open()
+        time.sleep(2.1)
+        os.kill(server.pid, signal.SIGCONT)
+        assert (runs.read(), late.read(), patient.read()) == (OK, Status("TIMEDOUT"), OK)
+    assert (get(wire, "b"), get(wire, "c")) == (None, [1])
 
 
 # ---- models that change while they run --------------------------------------------------------------------------------------------------

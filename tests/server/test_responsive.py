@@ -256,6 +256,20 @@ def test_stores_end_in_the_order_in_which_they_came(loading: tuple[Wire, Wire, P
     assert wire("AI.MODELGET", "slow", "META")[5] == b"third"
 
 
+def test_a_hundred_stores_at_once(loading: tuple[Wire, Wire, Path], server: Server) -> None:
+    wire, storing, gate = loading
+    clients = [Wire(server.port) for _ in range(100)]
+    for n, client in enumerate(clients):
+        client.send("AI.MODELSTORE", f"m{n % 10}", "ONNX", "CPU", "TAG", n, "BLOB", echo_model())
+    wait_until(lambda: info(wire, "loads_in_progress") == 101)
+    assert wire(*execute("m", "in", "out")) == OK
+    gate.touch()
+    assert [client.read() for client in (storing, *clients)] == [OK] * 101
+    assert len(wire("AI._MODELSCAN")) == 12
+    for client in clients:
+        client.close()
+
+
 def test_a_store_whose_client_left_writes_nothing(loading: tuple[Wire, Wire, Path]) -> None:
     wire, storing, gate = loading
     storing.close()
