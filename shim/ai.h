@@ -458,21 +458,20 @@ void runqueues_close(void);
 
 /* ---- loader.c: the inbox of the Python loader thread ----------------------------------------------------------------- */
 
-typedef enum { MSG_OPEN, MSG_CLOSE, MSG_BACKEND, MSG_WORKERS, MSG_STOP } MessageKind;
+typedef enum { MSG_OPEN, MSG_CLOSE, MSG_BACKEND } MessageKind;
 typedef struct Message {
     uint8_t kind;
     uint8_t backend;      /* BACKEND */
     Program *program;     /* OPEN: a reference */
     uint64_t id;          /* CLOSE */
-    RunQueue *queue;      /* WORKERS */
     Job *job;             /* BACKEND, OPEN for a store: the job that waits; NULL = nobody */
     struct Message *next;
 } Message;
 void inbox_post(Message m);                   /* any thread; takes ai_lock */
 void inbox_post_locked(Message m);            /* the same, under ai_lock */
 Message *inbox_pop(void);                     /* loader, without the GIL: waits */
-int inbox_length(void);
-void loader_want(Program *p, bool now_needed);   /* under ai_lock: asks for the opening once */
+int inbox_length(void); /* for tests of the queues */
+void loader_want(Program *p); /* under ai_lock: asks for the opening once */
 void loader_opened(Program *p, Job *store, Names inputs, Names outputs); /* loader thread; takes over the names */
 void loader_failed(Program *p, Job *store, const char *error);
 void loader_join_blob(Job *job);              /* loader: argument strings -> program->blob; sets job->error when it cannot */

@@ -69,7 +69,7 @@ static void wait_for_opening(Job *job, Program *p) {
     *p->waiting_tail = job;
     p->waiting_tail = &job->next;
     p->queue->waiting++;
-    loader_want(p, true);
+    loader_want(p);
 }
 
 static void stop_waiting(Job *job) {

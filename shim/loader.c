@@ -47,8 +47,7 @@ int inbox_length(void) { return inbox_count; }
 
 /* ---- opening ------------------------------------------------------------------------------------------------------------------ */
 
-void loader_want(Program *p, bool now_needed) {
-    (void)now_needed;
+void loader_want(Program *p) {
     if (p->state != PROGRAM_UNOPENED) return;
     p->state = PROGRAM_OPENING;
     inbox_post_locked((Message){ .kind = MSG_OPEN, .program = program_ref(p) });
@@ -118,7 +117,7 @@ void loader_failed(Program *p, Job *store, const char *error) {
 
 const char *program_wait_open(Program *p) {
     pthread_mutex_lock(&ai_lock);
-    loader_want(p, true);
+    loader_want(p);
     while (p->state == PROGRAM_OPENING) pthread_cond_wait(&opening_done, &ai_lock);
     const char *error = p->state == PROGRAM_FAILED ? p->open_error : NULL;
     pthread_mutex_unlock(&ai_lock);

@@ -274,7 +274,7 @@ static void *tensor_copy2(RedisModuleKeyOptCtx *ctx, const void *value) { return
 
 static void want_open(Program *p) {
     pthread_mutex_lock(&ai_lock);
-    loader_want(p, false);
+    loader_want(p);
     pthread_mutex_unlock(&ai_lock);
 }
 

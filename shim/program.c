@@ -444,7 +444,7 @@ static const char *store_when_open(RedisModuleCtx *ctx, RedisModuleString **argv
 
 static void want_open(Program *p) {
     pthread_mutex_lock(&ai_lock);
-    loader_want(p, false);
+    loader_want(p);
     pthread_mutex_unlock(&ai_lock);
 }
 
