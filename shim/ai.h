@@ -164,6 +164,7 @@ Tensor *tensor_concat(Tensor *const *parts, int n, const char **error);
 
 /* The one parser of AI.TENSORSET: argv[0] is the dtype, then dims and data. Returns a tensor with one reference, or NULL and a static
  * text. `strings`, when not NULL, are the same arguments as Redis strings, of which a big blob may be kept. Holder only. */
+bool is_replay(RedisModuleCtx *ctx); /* the command comes from the AOF or from the master, where it was accepted once */
 Tensor *tensor_parse(const Slice *argv, int argc, RedisModuleString **strings, const char **error);
 /* The one parser of AI.TENSORGET's options (after the key): what to show, a TENSORGET_* mask. NULL, or a static error text. */
 enum { TENSORGET_META = 1, TENSORGET_BLOB = 2, TENSORGET_VALUES = 4 };

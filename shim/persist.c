@@ -424,10 +424,11 @@ static Strings chunk_strings(const Blob *b) {
     return s;
 }
 
-/* INPUTS and OUTPUTS, which only TensorFlow's models are stored with. */
+/* INPUTS and OUTPUTS, which only TensorFlow's models are stored with. A frozen graph that RESTORE brought may have none (encoding 0): it
+ * is rewritten without them, in a form that is refused from clients and taken from an AOF. */
 static Strings signature_strings(const Program *p) {
     Strings s = strings_room((size_t)p->inputs.n + (size_t)p->outputs.n + 4);
-    if (p->backend != BACKEND_TF || !p->names_known || !p->inputs.n) return s;
+    if (p->backend != BACKEND_TF || !p->names_known || p->inputs.n + p->outputs.n == 0) return s;
     strings_add_names(&s, "INPUTS", p->inputs);
     strings_add_names(&s, "OUTPUTS", p->outputs);
     return s;

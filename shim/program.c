@@ -172,6 +172,8 @@ static bool holds_other(RedisModuleCtx *ctx, RedisModuleString *name, ProgramKin
 typedef struct Words { /* argv, of which argv[at] comes next */
     RedisModuleString **argv;
     int argc, at;
+    bool replay; /* from the AOF or the master. What they send was a value already, which may be one that no client may store: RESTORE, a
+                  * release with other rules or a higher limit made it. Refused here it would be lost without a word. */
 } Words;
 
 typedef struct Span { /* arguments argv[at .. at + n) */
@@ -249,9 +251,9 @@ static bool is_plain_device(Slice d) {
 static const char *modelstore_batching(Words *w, Store *s) {
     if (take_word(w, "BATCHSIZE") && !take_size(w, &s->batchsize)) return "ERR Invalid argument for BATCHSIZE";
     if (take_word(w, "MINBATCHSIZE") && !take_size(w, &s->minbatchsize)) return "ERR Invalid argument for MINBATCHSIZE";
-    if (s->minbatchsize > 0 && s->batchsize == 0) return MIN_WITHOUT_SIZE;
+    if (s->minbatchsize > 0 && s->batchsize == 0 && !w->replay) return MIN_WITHOUT_SIZE;
     if (take_word(w, "MINBATCHTIMEOUT") && !take_size(w, &s->minbatchtimeout)) return "ERR Invalid argument for MINBATCHTIMEOUT";
-    if (s->minbatchtimeout > 0 && s->minbatchsize == 0) return TIMEOUT_WITHOUT_MIN;
+    if (s->minbatchtimeout > 0 && s->minbatchsize == 0 && !w->replay) return TIMEOUT_WITHOUT_MIN;
     return NULL;
 }
 
@@ -259,12 +261,12 @@ static const char *modelstore_names(Words *w, Store *s) {
     int64_t n;
     if (s->backend != BACKEND_TF)
         return next_is(w, "INPUTS") ? "ERR INPUTS argument should not be specified for this backend" : NULL;
-    if (is_archive(w)) return NULL;
+    if (is_archive(w) || (w->replay && next_is(w, "BLOB"))) return NULL;
     if (!take_word(w, "INPUTS")) return "ERR INPUTS not specified for TF";
-    if (!take_size(w, &n) || n == 0) return "ERR Invalid argument for input_count";
+    if (!take_size(w, &n) || (n == 0 && !w->replay)) return "ERR Invalid argument for input_count";
     if (!take_span(w, n, &s->inputs)) return "ERR number of model inputs does not match the number of given arguments";
     if (!take_word(w, "OUTPUTS")) return "ERR OUTPUTS not specified for TF";
-    if (!take_size(w, &n) || n == 0) return "ERR Invalid argument for output_count";
+    if (!take_size(w, &n) || (n == 0 && !w->replay)) return "ERR Invalid argument for output_count";
     if (!take_span(w, n, &s->outputs)) return "ERR number of model outputs does not match the number of given arguments";
     return NULL;
 }
@@ -273,7 +275,7 @@ static const char *modelstore_parse(Words *w, Store *s) {
     const char *error;
     if (!backend_parse(take(w), &s->backend)) return "ERR unsupported backend";
     s->device = take(w);
-    if (!is_plain_device(s->device)) return "ERR Invalid DEVICE";
+    if (!is_plain_device(s->device) && !w->replay) return "ERR Invalid DEVICE";
     if (take_word(w, "TAG") && left(w)) s->tag = take(w);
     if ((error = modelstore_batching(w, s))) return error;
     if (!left(w)) return NO_BLOB;
@@ -392,7 +394,7 @@ static Program *program_from(const Store *s, RedisModuleString **argv) {
     p->entry_points = names_of(argv, s->entry_points);
     p->inputs = names_of(argv, s->inputs);
     p->outputs = names_of(argv, s->outputs);
-    p->names_known = s->kind == PROGRAM_SCRIPT || s->inputs.n > 0; /* other models find theirs when they are opened */
+    p->names_known = s->kind == PROGRAM_SCRIPT || s->inputs.n + s->outputs.n > 0; /* other models find theirs when they are opened */
     set_key(p, slice_of(argv[1]));
     return p;
 }
@@ -466,9 +468,9 @@ static const char *store_now(RedisModuleCtx *ctx, RedisModuleString **argv, cons
 }
 
 /* NULL when the client was answered or waits; else the error to send. */
-static const char *store(RedisModuleCtx *ctx, RedisModuleString **argv, const Store *s) {
+static const char *store(RedisModuleCtx *ctx, RedisModuleString **argv, const Store *s, bool replay) {
     bool model = s->kind == PROGRAM_MODEL;
-    if (blob_length(argv, s->blob) > (size_t)(model ? config.max_model_bytes : config.max_script_bytes))
+    if (blob_length(argv, s->blob) > (size_t)(model ? config.max_model_bytes : config.max_script_bytes) && !replay)
         return model ? "ERR model is larger than MAX_MODEL_BYTES" : "ERR script is larger than MAX_SCRIPT_BYTES";
     if (holds_other(ctx, argv[1], s->kind)) return REDISMODULE_ERRORMSG_WRONGTYPE;
     Program *p = program_from(s, argv);
@@ -477,11 +479,11 @@ static const char *store(RedisModuleCtx *ctx, RedisModuleString **argv, const St
 }
 
 static int cmd_store(RedisModuleCtx *ctx, RedisModuleString **argv, int argc, ProgramKind kind, const char *(*parse)(Words *, Store *)) {
-    Words w = {argv, argc, 2};
+    Words w = {argv, argc, 2, is_replay(ctx)};
     Store s = {.kind = kind};
     strings_drain();
     const char *error = parse(&w, &s);
-    if (!error) error = store(ctx, argv, &s);
+    if (!error) error = store(ctx, argv, &s, w.replay);
     return error ? RedisModule_ReplyWithError(ctx, error) : REDISMODULE_OK;
 }
 

@@ -407,7 +407,7 @@ Tensor *tensor_parse(const Slice *argv, int argc, RedisModuleString **strings, c
     return parse(argv, argc, strings, false, error);
 }
 
-static bool is_replay(RedisModuleCtx *ctx) {
+bool is_replay(RedisModuleCtx *ctx) {
     return (RedisModule_GetContextFlags(ctx) & (CTX_LOADING | CTX_REPLICATED)) != 0;
 }
 

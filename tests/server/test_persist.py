@@ -347,6 +347,57 @@ def test_a_rewritten_aof_without_rdb_preamble_restores_everything(start_server: 
     assert b"elsewhere" in server.client(db=3).keys("*")
 
 
+#: what RESTORE accepts and no AI.MODELSTORE of a client says
+UNSTORABLE = {
+    "no names": rdb.model("TF", b"graph", 0),
+    "inputs alone": rdb.model("TF", b"graph", inputs=("a",)),
+    "outputs alone": rdb.model("TF", b"graph", outputs=("a",)),
+    "archive": rdb.model("TF", b"PK\3\4archive"),  # whose first chunk is shorter than its mark when chunks have 3 bytes
+    "device": rdb.model("ONNX", b"x", device="cpu"),
+    "long device": rdb.model("ONNX", b"x", device="CPU:12345678"),
+    "MINBATCHSIZE alone": rdb.model("ONNX", b"x", batching=(0, 2, 0)),
+    "MINBATCHTIMEOUT alone": rdb.model("ONNX", b"x", batching=(8, 0, 5)),
+    "large": rdb.model("ONNX", b"x" * 2000),
+    "large script": rdb.script("# " + "x" * 2000, entry_points=("bar",)),
+}
+
+
+def test_values_that_no_client_may_store_survive_a_rewritten_aof(start_server: Callable[..., Server]) -> None:
+    """The commands of a rewritten AOF are taken although a client's would be refused, also when a limit was lowered meanwhile."""
+    server = start_server(*APPEND_ONLY, "--aof-use-rdb-preamble", "no", module_args=("MODEL_CHUNK_SIZE", "3"))
+    r = server.client()
+    for key, value in UNSTORABLE.items():
+        r.restore(key, 0, value)
+    before, values = digest(r), dumps(r)
+    r.bgrewriteaof()
+    wait_until(lambda: not r.info("persistence")["aof_rewrite_in_progress"])
+    server.module_args += ["MAX_MODEL_BYTES", "1000", "MAX_SCRIPT_BYTES", "1000"]
+    server.restart()
+    assert digest(r) == before
+    assert dumps(r) == values
+    for words in (
+        ("TF", "CPU", "BLOB", "graph"),
+        ("TF", "CPU", "INPUTS", 0, "OUTPUTS", 0, "BLOB", "graph"),
+        ("ONNX", "cpu", "BLOB", "x"),
+        ("ONNX", "CPU", "BATCHSIZE", 0, "MINBATCHSIZE", 2, "BLOB", "x"),
+        ("ONNX", "CPU", "BLOB", "x" * 2000),
+    ):
+        with pytest.raises(redis.ResponseError):
+            r.execute_command("AI.MODELSTORE", "m", *words)
+
+
+def test_a_model_over_the_limit_of_a_replica_arrives(start_server: Callable[..., Server]) -> None:
+    """Limits are for what clients bring; a replica that refused what its master has would silently differ from it."""
+    master = start_server("--repl-diskless-sync-delay", "0")
+    replica = start_server("--replicaof", "127.0.0.1", str(master.port), module_args=("MAX_MODEL_BYTES", "1000"))
+    m, r = master.client(), replica.client()
+    wait_until(lambda: r.info("replication")["master_link_status"] == "up", "the link")
+    m.execute_command("AI.MODELSTORE", "m", "ONNX", "CPU", "BLOB", echo_model(), " " * 2000)
+    m.wait(1, 5000)
+    assert digest(r) == digest(m)
+    assert r.exists("m")
+
+
 def test_an_aof_of_commands_restores_everything(start_server: Callable[..., Server]) -> None:
     server = start_server(*APPEND_ONLY)
     r = server.client()
