@@ -18,7 +18,7 @@ build_dir = build/$(shell echo $(BUILD_TYPE) | tr A-Z a-z)
 placed = $(if $(filter Release,$(BUILD_TYPE)),-DREDISAI_TREE=$(CURDIR)/redisai_py,-DREDISAI_ENV=$(CURDIR)/$(build_dir)/env)
 
 .DEFAULT_GOAL := help
-.PHONY: soak help run test test-asan test-tsan check format bench docs build prepare clean clean-venv
+.PHONY: soak fuzz help run test test-asan test-tsan check format bench docs build prepare clean clean-venv
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ format: prepare ## Format the Python sources
 soak: EXTRAS := all,test
 soak: build ## Run the long loops: kill -9, link cuts, forks, stops (ARGS='kill 1000')
 	cd tests && ../$(PY) -m soak.loops $(or $(ARGS),kill 100)
+
+fuzz: EXTRAS := all,test,fuzz
+fuzz: build ## Run a fuzzer long (ARGS='restore 1000000', or ARGS=list)
+	cd tests && ../$(PY) -m fuzz.run $(or $(ARGS),list)
 
 bench: EXTRAS := all,bench,test
 bench: build ## Run the benchmarks

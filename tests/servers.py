@@ -102,6 +102,7 @@ class Server:
         env: dict[str, str] | None = None,
         load_module: bool = True,
         conf: Path | None = None,
+        module: Path | None = None,
     ) -> None:
         self.binary = binary or default_binary()
         self.port = port or free_port()
@@ -113,6 +114,7 @@ class Server:
         self.env = {**os.environ, **({"REDISAI_TEST_BACKEND": "echo"} if echo else {}), **(env or {})}
         self.load_module = load_module
         self.conf = conf
+        self.module = module or module_path()
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -124,7 +126,7 @@ class Server:
             line += ["--enable-debug-command", "yes"]
         line += self.server_args
         if self.load_module:
-            line += ["--loadmodule", str(module_path()), *self.module_args]
+            line += ["--loadmodule", str(self.module), *self.module_args]
         return line
 
     def start(self, wait: bool = True) -> None:

@@ -246,62 +246,6 @@ def test_a_short_read_is_logged_in_known_words(r: Any, server: Server, type_name
     assert f"Experienced a short read while reading a {word} from RDB" in server.log()
 
 
-def mutate(rng: random.Random, seeds: list[bytes]) -> bytes:
-    """A valid payload with a few bytes changed, removed, added or taken from another, and a right checksum again."""
-    numbers = [rdb.length(n) for n in (0, 1, 63, 255, 16383, 2**31 - 1, 2**32 - 1, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)]
-    body = bytearray(rng.choice(seeds)[:-8])
-    for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
-        if len(body) < 14:
-            break
-        at = rng.randrange(10, len(body) - 2)
-        other = rng.choice(seeds)[:-8]
-        match rng.randrange(8):
-            case 0:
-                body[at] ^= 1 << rng.randrange(8)
-            case 1:
-                body[at] = rng.randrange(256)
-            case 2:
-                del body[at : at + rng.randrange(1, 9)]
-            case 3:
-                body[at:at] = rng.choice(numbers)
-            case 4:
-                body[at : at + 1] = b"\x02" + rng.choice(numbers)
-            case 5:
-                body[at:] = other[rng.randrange(10, len(other) - 2) :]
-            case 6:
-                body[9] = (body[9] & 0xF8) | rng.randrange(6)
-            case _:
-                body[1:10] = other[1:10]
-    return rdb.seal(bytes(body))
-
-
-def test_no_mutated_payload_ends_the_server(r: Any) -> None:
-    """10,000 payloads; what is accepted must be usable by everything that reads a value."""
-    fill(r)
-    seeds = list(dumps(r).values())
-    seeds += [rdb.tensor("INT32", [2, 1], b"12345678", v) for v in range(4)]
-    seeds += [rdb.model("ONNX", b"model", v, tag="t", inputs=("x",), outputs=("y",), cut=[b"mo", b"del"]) for v in range(5)]
-    seeds += [rdb.script(BAR, v, tag="t", entry_points=("bar",)) for v in range(5)]
-    seeds = [seed for seed in seeds if len(seed) < 5000]
-    r.flushall()
-    rng = random.Random(20)
-    accepted = 0
-    for _ in range(40):
-        pipe = r.pipeline(transaction=False)
-        for i in range(250):
-            pipe.restore(f"k{i % 50}", 0, mutate(rng, seeds), replace=True)
-        replies = pipe.execute(raise_on_error=False)
-        accepted += sum(reply == b"OK" for reply in replies)
-        assert all(reply == b"OK" or isinstance(reply, redis.ResponseError) for reply in replies)
-        before = digest(r)
-        for key, dump in dumps(r).items():
-            r.restore(key, 0, dump, replace=True)
-            r.memory_usage(key)
-        assert digest(r) == before
-        r.execute_command("AI._MODELSCAN")
-    assert 500 < accepted < 9500, "the mutations are either too gentle or too rough to mean anything"
-
-
 # ---- limits ------------------------------------------------------------------------------------------------------------------------
 
 
