@@ -855,6 +855,7 @@ OPENING_FIELD(backend, PyUnicode_FromString(shim->backend_names[p->backend]))
 OPENING_FIELD(device, PyUnicode_DecodeUTF8(p->device, (Py_ssize_t)strlen(p->device), "surrogateescape"))
 OPENING_FIELD(queue, PyLong_FromUnsignedLongLong((uintptr_t)p->queue))
 OPENING_FIELD(key, p->key ? PyUnicode_DecodeUTF8(p->key, (Py_ssize_t)strlen(p->key), "surrogateescape") : PyUnicode_FromString(""))
+OPENING_FIELD(batchsize, PyLong_FromLongLong(p->batchsize))
 OPENING_FIELD(inputs, texts_of(p->inputs))
 OPENING_FIELD(outputs, texts_of(p->outputs))
 OPENING_FIELD(entry_points, texts_of(p->entry_points))
@@ -868,6 +869,7 @@ static PyGetSetDef opening_fields[] = {
     OPENING_ROW(queue, "Its run queue, for Worker()."),
     OPENING_ROW(key, "Key, for log lines; may be empty."),
     OPENING_ROW(blob, "Model bytes or script source."),
+    OPENING_ROW(batchsize, "Rows that run together at most; 0 = no batching."),
     OPENING_ROW(inputs, "Declared input names (TF)."),
     OPENING_ROW(outputs, "Declared output names (TF)."),
     OPENING_ROW(entry_points, "Of a script."),

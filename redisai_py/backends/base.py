@@ -39,6 +39,7 @@ class ModelSpec:
     device: str  # as given: "CPU", "cpu:1", "GPU:0" ...
     inputs: tuple[str, ...] = ()  # TF only; empty elsewhere
     outputs: tuple[str, ...] = ()
+    batchsize: int = 0  # rows that run together at most; 0 = no batching
 
 
 @runtime_checkable

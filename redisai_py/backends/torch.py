@@ -12,6 +12,7 @@
    (3 to 60 ms each) to feed compilers that are only there for CUDA; the runs after that were not faster (perceptron 8.8 µs against 9.0,
    small CNN 24.2 against 24.5).
 6. There is nothing to warm up: TorchScript declares no shapes, and running a model on made-up ones would run its side effects too.
+7. Light runs get one thread, long ones all (torch_threads.py).
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ import numpy as np
 from ..device import Device, parse_device
 from ..errors import BackendError
 from ..tensor import DTYPES, WIRE_NAMES
-from . import formats, torch_archive, torch_graph, torch_ops
+from . import formats, torch_archive, torch_graph, torch_ops, torch_threads
 from .base import Meter, ModelSpec, ResidentTable, Settings, TensorView
 from .threads import on_large_stack, quiet_openmp, threads_per_run
+from .torch_threads import Pace, Threads
 
 #: dtypes torch itself could take, but TORCH never did: clients know these lines
 _REFUSED_INPUTS = {"UINT16": "Unsupported kUInt bits 16", "STRING": "Unsupported code 7"}
@@ -67,8 +69,9 @@ class TorchBackend:
     batch_mismatch: ClassVar[str] = "ERR Model did not generate the expected batch size"
     version = "NA"
 
-    def __init__(self, torch: Any) -> None:
+    def __init__(self, torch: Any, threads: Threads) -> None:
         self.torch = torch
+        self.threads = threads
         self.wire_dtypes = frozenset(getattr(torch, dtype.name) for dtype in DTYPES.values())
 
     @classmethod
@@ -78,11 +81,10 @@ class TorchBackend:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
         import torch
 
-        torch.set_num_threads(threads_per_run(settings))
         _set_interop_threads(torch, settings.inter_op or 1)
         if not torch.cuda.is_available() and hasattr(torch._C, "_jit_set_profiling_mode"):
             torch._C._jit_set_profiling_mode(False)
-        return cls(torch)
+        return cls(torch, torch_threads.of_process(torch, threads_per_run(settings)))
 
     def open(self, blob: bytes, spec: ModelSpec, settings: Settings) -> TorchSession:
         """Opens an archive whose module has a `forward`. Raises BackendError."""
@@ -94,7 +96,8 @@ class TorchBackend:
             raise BackendError("GPU requested but Torch couldn't find CUDA")
         try:
             torch_archive.check(self.torch._C.PyTorchFileReader(io.BytesIO(blob)), blob, settings.allow_file_ops)
-            return on_large_stack(lambda: TorchSession(self, self._load(torch_archive.without_debug(blob), place, settings), place))
+            pace = Pace(self.threads, len(blob), fixed=bool(settings.intra_op) or place != "cpu")
+            return on_large_stack(lambda: TorchSession(self, self._load(torch_archive.without_debug(blob), place, settings), place, pace))
         except BackendError:
             raise
         except Exception as error:
@@ -127,8 +130,8 @@ class TorchBackend:
     def _apply_threads(self, settings: Settings) -> None:
         """Settings may differ from those of `load()`; only configured ones are worth an error."""
         try:
-            if settings.intra_op and self.torch.get_num_threads() != settings.intra_op:
-                self.torch.set_num_threads(settings.intra_op)
+            if settings.intra_op and self.threads.most != settings.intra_op:
+                self.threads.allow(settings.intra_op)
         except RuntimeError:
             raise BackendError("Cannot set number of intra-op threads after parallel work has started") from None
         if settings.inter_op and not _set_interop_threads(self.torch, settings.inter_op):
@@ -149,12 +152,13 @@ class TorchBackend:
 class TorchSession:
     """One `forward`. `inputs` are its parameter names; `outputs` one empty name per tensor it declares to return."""
 
-    def __init__(self, backend: TorchBackend, forward: Any, place: str) -> None:
+    def __init__(self, backend: TorchBackend, forward: Any, place: str, pace: Pace) -> None:
         self.inputs = tuple(argument.name for argument in forward.schema.arguments[1:])
         self.outputs = ("",) * _declared_outputs(forward.schema.returns[0].type)
         self._backend = backend
         self._forward = forward
         self._place = place
+        self._pace = pace
         self._copied = torch_graph.written_inputs(forward.inlined_graph)
         self._plain = place == "cpu" and not any(self._copied)
         self._tensor = backend.torch.Tensor
@@ -174,7 +178,7 @@ class TorchSession:
                 if tensor.dtype in _REFUSED_INPUTS:
                     raise BackendError(_REFUSED_INPUTS[tensor.dtype])
                 arguments.append(self._from_dlpack(tensor.__dlpack__()))
-            result = self._forward(*arguments) if self._plain else self._run_moved(arguments)
+            result = self._paced(arguments, inputs) if self._plain else self._run_moved(arguments, inputs)
             if n_outputs == 1 and type(result) is self._tensor and result.dtype in self._wire_dtypes and result.is_contiguous():
                 try:
                     return (result.numpy(),)
@@ -192,7 +196,7 @@ class TorchSession:
             self._backend.enter_thread(self._place)
         try:
             arguments = [self._argument(tensor, table) for tensor in inputs]
-            tensors = _flatten(self._run_moved(arguments), n_outputs, self._tensor)
+            tensors = _flatten(self._run_moved(arguments, inputs), n_outputs, self._tensor)
             return [self._resident(t, table) if stays else self._backend.to_array(t) for t, stays in zip(tensors, keep, strict=False)]
         except BackendError:
             raise
@@ -217,17 +221,20 @@ class TorchSession:
         """Lets go of the model. A run in progress on another thread keeps it alive until it returns."""
         self._forward = _closed
 
-    def _run_moved(self, arguments: list[Any]) -> Any:
+    def _paced(self, arguments: list[Any], inputs: Sequence[TensorView]) -> Any:
+        return self._pace.run(self._forward, arguments, sum([tensor.nbytes for tensor in inputs]))
+
+    def _run_moved(self, arguments: list[Any], inputs: Sequence[TensorView]) -> Any:
         """A run that needs its inputs elsewhere: on the GPU, or in memory it may write to.
 
         A GPU that is out of memory gets a second try once torch has given back what it keeps for later.
         """
         torch = self._backend.torch
         try:
-            return self._forward(*self._moved(arguments))
+            return self._paced(self._moved(arguments), inputs)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            return self._forward(*self._moved(arguments))
+            return self._paced(self._moved(arguments), inputs)
 
     def _moved(self, arguments: list[Any]) -> list[Any]:
         # More arguments than parameters: forward() says so itself.

@@ -108,7 +108,7 @@ class Loader:
         if opening.backend not in self._backends:
             logger.warning("backend %s not loaded, will try loading default backend", opening.backend)
         backend = self.load_backend(opening.backend)
-        spec = ModelSpec(opening.key, opening.device, tuple(opening.inputs), tuple(opening.outputs))
+        spec = ModelSpec(opening.key, opening.device, tuple(opening.inputs), tuple(opening.outputs), opening.batchsize)
         session = backend.open(opening.blob, spec, self._settings)
         return Opened(session, False, backend.batch_mismatch)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..backends import torch_ops
+from ..backends import torch_ops, torch_threads
 from ..backends.base import ResidentTable, TensorView
 from ..device import Device
 from ..errors import BackendError
@@ -97,6 +97,7 @@ class Program:
         if function is None:
             raise BackendError(f"Function does not exist: {name}")
         prepare_thread()
+        torch_threads.use_all()
         keep = getattr(host, "keep", None)
         table: ResidentTable | None = None if keep is None else host.residents  # type: ignore[attr-defined]
         tensors = [to_tensor(view, self._device, function.copies, table) for view in inputs]

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from redisai_py.backends import backend_class, onnx_wire
+from redisai_py.backends import onnxruntime as onnxruntime_backend
+from redisai_py.backends import threads as threads_module
 from redisai_py.backends.base import ModelSpec, Session, Settings
 from redisai_py.errors import BackendError, Terminated
 from redisai_py.tensor import DTYPES
@@ -418,6 +420,52 @@ def test_storing_a_model_that_never_returns_takes_no_longer_than_the_timeout(ope
     began = time.monotonic()
     opened(blob, settings=Settings(execution_timeout_ms=100))
     assert time.monotonic() - began < 10
+
+
+# ---- threads and optimisation --------------------------------------------------------------------------------------------------------
+
+FIXED_ROWS = model([op("Add", "x x", "y")], [value("x", (None, 2))], [value("y", (None, 2))])
+FREE_ROWS = model([op("Add", "x x", "y")], [value("x", (None, None))], [value("y", (None, None))])
+
+
+@pytest.mark.parametrize(
+    ("blob", "batchsize", "intra_op", "a_run_takes", "threads"),
+    [
+        (FIXED_ROWS, 0, 0, 0.0001, 1),
+        (FIXED_ROWS, 64, 0, 0.0001, 4),  # 64 rows take 6.4 ms
+        (FIXED_ROWS, 0, 0, 0.005, 4),
+        (FREE_ROWS, 0, 0, 0.0001, 4),  # a made-up row says nothing about a real one
+        (FIXED_ROWS, 0, 3, 0.0001, 3),
+    ],
+    ids=["light", "light, but in large batches", "heavy", "of unknown size", "configured"],
+)
+def test_a_light_model_runs_on_one_thread(
+    monkeypatch: pytest.MonkeyPatch, meter: FakeMeter, blob: bytes, batchsize: int, intra_op: int, a_run_takes: float, threads: int
+) -> None:
+    clock = iter(np.arange(0, 1000) * a_run_takes)  # read at the beginning and at the end of each run
+    monkeypatch.setattr(onnxruntime_backend.time, "thread_time", lambda: next(clock))
+    monkeypatch.setattr(threads_module.os, "sched_getaffinity", lambda pid: range(4))
+    settings = Settings(intra_op=intra_op)
+    session: Any = backend_class("ONNX").load(settings, meter).open(blob, ModelSpec("key", "CPU", batchsize=batchsize), settings)
+    assert session._session.get_session_options().intra_op_num_threads == threads
+    assert session.run([FakeTensor(np.ones((3, 2), np.float32))], 1)[0].tolist() == [[2, 2]] * 3
+    session.close()
+
+
+def test_a_model_that_the_optimiser_refuses_is_opened_without_it(monkeypatch: pytest.MonkeyPatch, opened: Callable[..., Session]) -> None:
+    levels = []
+    build = ort.InferenceSession
+
+    def stumbles(blob: bytes, options: Any, **named: Any) -> Any:
+        levels.append(options.graph_optimization_level)
+        if options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL:
+            raise RuntimeError("an optimiser's own fault")
+        return build(blob, options, **named)
+
+    monkeypatch.setattr(ort, "InferenceSession", stumbles)
+    session = opened(FIXED_ROWS, settings=Settings(intra_op=1))
+    assert session.run([FakeTensor(np.ones((1, 2), np.float32))], 1)[0].tolist() == [[2, 2]]
+    assert levels == [ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC]
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------------------------

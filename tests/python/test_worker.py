@@ -210,7 +210,7 @@ def test_threads_that_cannot_be_started_are_started_later(monkeypatch: pytest.Mo
 class FakeOpening:
     """A store of a model that cannot be opened, or whatever `blob` does."""
 
-    id, key, queue, is_script, backend, device = 1, "m", 7, False, "ONNX", "CPU"
+    id, key, queue, is_script, backend, device, batchsize = 1, "m", 7, False, "ONNX", "CPU", 0
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
