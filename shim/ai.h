@@ -411,7 +411,7 @@ typedef struct RunQueue {
     _Atomic int waiting;               /* jobs that wait until a program of this device is open; likewise */
     Worker *workers;
     int nworkers;
-    struct RunQueue *next;             /* list of all queues, oldest first */
+    struct RunQueue *_Atomic next;     /* list of all queues, oldest first; the holder adds at its end while others walk it */
 } RunQueue;
 extern RunQueue *_Atomic runqueues;
 

@@ -37,7 +37,7 @@ static RunQueue *runqueue_new(char *device) {
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&q->ready, &monotonic);
     RunQueue *_Atomic *end = &runqueues;
-    while (*end) end = (RunQueue * _Atomic *)&(*end)->next;
+    while (*end) end = &(*end)->next;
     *end = q;
     return q;
 }
