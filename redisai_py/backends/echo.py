@@ -14,6 +14,7 @@ a gate.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -115,6 +116,11 @@ def _unspeakable(call: Call) -> Any:
     raise Unspeakable
 
 
+def _blocks(call: Call) -> Any:
+    gc.collect()
+    return [np.array([sys.getallocatedblocks()], np.int64)] * len(call.outputs)
+
+
 @dataclass(frozen=True)
 class Op:
     """What a run does, and the keys beside the common ones: those it needs and those it may have."""
@@ -142,6 +148,7 @@ OPS: dict[str, Op] = {
     "abort": Op(lambda call: os.abort()),
     "segfault": Op(lambda call: ctypes.string_at(1)),
     "exit": Op(lambda call: os._exit(1)),
+    "blocks": Op(_blocks),  # how many objects the interpreter holds
     "unspeakable": Op(_unspeakable),
     "system_exit": Op(_system_exit),  # an exception that `except Exception` does not catch
 }
