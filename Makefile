@@ -65,7 +65,34 @@ soak: EXTRAS := all,test
 soak: build ## Run the long loops: kill -9, link cuts, forks, stops (ARGS='kill 1000')
 	cd tests && ../$(PY) -m soak.loops $(or $(ARGS),kill 100)
 
+fuzz: EXTRAS := all,test,fuzz
+fuzz: build ## Run a fuzzer long (ARGS='restore 1000000', or ARGS=list)
+	cd tests && ../$(PY) -m fuzz.run $(or $(ARGS),list)
 
 leaks: EXTRAS := all,test
 leaks: build ## Look for leaks in every command, every error and every backend (ARGS='100000 1000': turns, cycles)
 	cd tests && PYTHONPATH=server ../$(PY) -m soak.leaks $(ARGS)
+
+bench: EXTRAS := all,bench,test
+bench: build ## Run the benchmarks
+	$(PY) -m benchmarks $(ARGS)
+
+docs: EXTRAS := docs
+docs: prepare ## Build the documentation site in site/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+build: prepare ## Build the module into redisai_py/ (warnings are errors)
+	@$(CMAKE) -S . -B $(build_dir) -DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DPython_EXECUTABLE=$(CURDIR)/$(PY) $(placed) \
+	  >$(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
+	@$(CMAKE) --build $(build_dir) --parallel 2 >$(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
+
+prepare:
+	@$(if $(PYTHON),,echo "No Python 3.11 to 3.13 was found. On Debian and Ubuntu: apt-get install python3 python3-venv python3-dev"; exit 1)
+	@mkdir -p build
+	@$(PYTHON) tools/prepare.py --extras $(EXTRAS)
+
+clean: ## Remove what was built
+	rm -rf build dist redisai_py/*.so redisai_py/redisai.python .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+clean-venv: ## Remove the environment
+	rm -rf $(VENV)
