@@ -26,6 +26,8 @@ import redis
 from conftest import echo_model
 from servers import ROOT, Server, running, wait_until
 
+from .sync import sync
+
 RESULTS = Path(__file__).parent / "results.jsonl"
 Counts = dict[str, int]
 
@@ -177,7 +179,7 @@ def _shutdown(server: Server) -> int:
         return server.process.wait(60)
 
 
-LOOPS: dict[str, Callable[[int, int], Counts]] = {"kill": kill, "cut": cut, "fork": fork, "stop": stop}
+LOOPS: dict[str, Callable[[int, int], Counts]] = {"kill": kill, "cut": cut, "fork": fork, "stop": stop, "sync": sync}
 
 
 def record(name: str, seed: int, counts: Counts, seconds: float) -> None:
