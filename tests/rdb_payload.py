@@ -82,6 +82,12 @@ def fields_of(dump: bytes) -> bytes:
     return dump[10:-11]
 
 
+def file_of(values: dict[str, bytes]) -> bytes:
+    """A whole dump with these payloads as its keys. Its checksum is 0, which is not checked."""
+    keys = [b"\x07" + length(len(key)) + key.encode() + value[1:-10] for key, value in values.items()]
+    return b"REDIS0009\xfe\x00" + b"".join(keys) + b"\xff" + bytes(8)
+
+
 # ---- the three types ---------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""A master made of a socket: it sends a replica an empty dataset and then any commands, also such as no client may send."""
+"""A master made of a socket: it sends a replica any dataset and then any commands, also such as no server or client may send."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ EMPTY_RDB = b"REDIS0009\xff" + bytes(8)  # a checksum of zero is not checked
 
 
 class FakeMaster:
-    """Listens on `port`; `accept()` returns when a replica has taken over the empty dataset's stream."""
+    """Listens on `port`; `accept()` returns when a replica has been sent the dataset, an empty one unless it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, dataset: bytes = EMPTY_RDB) -> None:
+        self._dataset = dataset
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(30)
         self._stop = threading.Event()
@@ -39,7 +40,7 @@ class FakeMaster:
             if words[0].upper() == b"PSYNC":
                 break
             self._link.sendall(b"+PONG\r\n" if words[0].upper() == b"PING" else b"+OK\r\n")
-        self._link.sendall(b"+FULLRESYNC " + b"0" * 40 + b" 0\r\n$%d\r\n" % len(EMPTY_RDB) + EMPTY_RDB)
+        self._link.sendall(b"+FULLRESYNC " + b"0" * 40 + b" 0\r\n$%d\r\n" % len(self._dataset) + self._dataset)
         self._link.settimeout(None)
         threading.Thread(target=self._swallow, daemon=True).start()
         self.send("SELECT", 0)
