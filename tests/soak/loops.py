@@ -26,6 +26,7 @@ import redis
 from conftest import echo_model
 from servers import ROOT, Server, running, wait_until
 
+from .aof import corrupt, truncate
 from .sync import sync
 
 RESULTS = Path(__file__).parent / "results.jsonl"
@@ -179,7 +180,15 @@ def _shutdown(server: Server) -> int:
         return server.process.wait(60)
 
 
-LOOPS: dict[str, Callable[[int, int], Counts]] = {"kill": kill, "cut": cut, "fork": fork, "stop": stop, "sync": sync}
+LOOPS: dict[str, Callable[[int, int], Counts]] = {
+    "kill": kill,
+    "cut": cut,
+    "fork": fork,
+    "stop": stop,
+    "sync": sync,
+    "truncate": truncate,
+    "corrupt": corrupt,
+}
 
 
 def record(name: str, seed: int, counts: Counts, seconds: float) -> None:
