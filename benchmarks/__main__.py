@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from . import direct, plots, scale, stall
+from . import direct, http_server, plots, scale, stall
 from .load import Measured, measure
 from .rows import ROOT, SUITES, Row, prepare
 
@@ -59,13 +59,19 @@ def cells(rows: Sequence[Row]) -> Iterator[tuple[Row, int, int]]:
                 yield row, clients, pipeline
 
 
-def run(rows: Sequence[Row], servers: dict[str, Server], rounds: int, scale: float) -> Rounds:
+def run(rows: Sequence[Row], servers: dict[str, Server], web: http_server.Running | None, rounds: int, scale: float) -> Rounds:
     measured: Rounds = {}
     for number in range(rounds):
         for row, clients, pipeline in cells(rows):
             for label, server in servers.items():
                 requests = max(200, int(row.requests * scale * (0.2 if clients == 1 else 1)))
-                got = measure(server.pid, server.port, row.command, clients, requests, pipeline)
+                if row.http:
+                    assert web is not None
+                    if server is not web.redis:
+                        continue
+                    got = measure([web.pid, server.pid], web.port, row.work, clients, requests, pipeline)
+                else:
+                    got = measure([server.pid], server.port, row.work, clients, requests, pipeline)
                 measured.setdefault((label, row.name, clients, pipeline), []).append(got)
         click.echo(f"round {number + 1} of {rounds} done", err=True)
     return measured
@@ -84,6 +90,8 @@ def table(rows: Sequence[Row], measured: Rounds, labels: Sequence[str]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row, clients, pipeline in cells(rows):
         for label in labels:
+            if (label, row.name, clients, pipeline) not in measured:
+                continue
             m = median(measured[label, row.name, clients, pipeline])
             base = measured.get((label, row.against, clients, pipeline))
             ratio = f"{m['cpu_us'] / median(base)['cpu_us']:.2f}x {row.against}" if base else ""
@@ -146,7 +154,10 @@ def main(suites: tuple[str, ...], rounds: int, scale: float, only: str, against:
             for server in servers.values():
                 stack.callback(server.close)
                 prepare(server.client(), {row.needs for row in rows} - {""})
-            measured = run(rows, servers, rounds, scale)
+            web = None
+            if any(row.http for row in rows):
+                web = stack.enter_context(http_server.running(servers["this"]))
+            measured = run(rows, servers, web, rounds, scale)
         text = f"# {suite}\n\n{here}. Medians of {rounds} rounds; CPU is the server's, per request.\n\n"
         text += table(rows, measured, list(modules)) + "\n"
         if suite == "runs":

@@ -6,6 +6,7 @@ our own sends the same bytes over the same number of connections. Rates of the t
 
 from __future__ import annotations
 
+import itertools
 import selectors
 import shutil
 import socket
@@ -49,27 +50,38 @@ def cpu_seconds(pid: int) -> tuple[float, float]:
     return main, others
 
 
-def measure(pid: int, port: int, command: Command, clients: int, requests: int, pipeline: int = 1) -> Measured:
-    """Sends `requests` copies of a command over `clients` connections, `pipeline` at a time on each."""
-    drive = _redis_benchmark if shutil.which("redis-benchmark") and _fits_redis_benchmark(command) else _own_client
-    main, others = cpu_seconds(pid)
-    rate, p50, p99 = drive(port, command, clients, requests, pipeline)
-    main_after, others_after = cpu_seconds(pid)
+@dataclass(frozen=True)
+class Work:
+    """What is sent: the same command again and again, or `wire` in turn: requests as bytes whose replies all have the same length."""
+
+    command: Command = ()
+    wire: Sequence[bytes] = ()
+
+    @property
+    def fits_redis_benchmark(self) -> bool:
+        """Its arguments are C strings: a command with binary words is sent by our own client."""
+        return not self.wire and not any(isinstance(word, bytes) for word in self.command)
+
+
+def measure(pids: Sequence[int], port: int, work: Work, clients: int, requests: int, pipeline: int = 1) -> Measured:
+    """Sends `requests` requests over `clients` connections, `pipeline` at a time on each. The CPU of all processes counts; "main" is the
+    main thread of the first."""
+    drive = _redis_benchmark if shutil.which("redis-benchmark") and work.fits_redis_benchmark else _own_client
+    before = [cpu_seconds(pid) for pid in pids]
+    rate, p50, p99 = drive(port, work, clients, requests, pipeline)
+    spent = [(main - m, others - o) for (main, others), (m, o) in zip([cpu_seconds(pid) for pid in pids], before, strict=True)]
     per_request = 1e6 / requests
-    return Measured(rate, p50, p99, (main_after - main) * per_request, (others_after - others) * per_request, drive.__name__.strip("_"))
+    main = spent[0][0] * per_request
+    total = sum(main + others for main, others in spent) * per_request
+    return Measured(rate, p50, p99, main, total - main, drive.__name__.strip("_"))
 
 
 # ---- redis-benchmark ---------------------------------------------------------------------------------------------------------
 
 
-def _fits_redis_benchmark(command: Command) -> bool:
-    """Its arguments are C strings: a command with binary words is sent by our own client."""
-    return not any(isinstance(word, bytes) for word in command)
-
-
-def _redis_benchmark(port: int, command: Command, clients: int, requests: int, pipeline: int) -> tuple[float, float, float]:
+def _redis_benchmark(port: int, work: Work, clients: int, requests: int, pipeline: int) -> tuple[float, float, float]:
     line = ["redis-benchmark", "-p", str(port), "-c", str(clients), "-n", str(requests), "-P", str(pipeline), "--csv"]
-    done = subprocess.run([*line, *map(str, command)], capture_output=True, check=True)
+    done = subprocess.run([*line, *map(str, work.command)], capture_output=True, check=True)
     rate, _, _, p50, _, p99, _ = (
         float(field.strip('"')) for field in done.stdout.decode(errors="replace").splitlines()[-1].rsplit(",", 7)[1:]
     )
@@ -85,10 +97,10 @@ def encode(command: Command) -> bytes:
     return b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)])
 
 
-def reply_length(port: int, command: Command) -> int:
-    """Bytes of the reply to a command. All replies to the same request have the same length, so counting bytes counts replies."""
+def reply_length(port: int, request: bytes) -> int:
+    """Bytes of the reply to a request. All replies have the same length, so counting bytes counts replies."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(encode(command))
+        connection.sendall(request)
         connection.settimeout(60)
         got = connection.recv(1 << 20)
         connection.settimeout(0.3)
@@ -107,8 +119,12 @@ class _Connection:
     expected: int = 0  # bytes of replies still to come
 
 
-def _own_client(port: int, command: Command, clients: int, requests: int, pipeline: int) -> tuple[float, float, float]:
-    size, once = reply_length(port, command), encode(command)
+def _own_client(port: int, work: Work, clients: int, requests: int, pipeline: int) -> tuple[float, float, float]:
+    wire = list(work.wire) or [encode(work.command)]
+    size = reply_length(port, wire[0])
+    next_request = itertools.cycle(
+        [b"".join(wire[i : i + pipeline]) for i in range(0, len(wire), pipeline)] if len(wire) > 1 else [wire[0] * pipeline]
+    )
     rounds = max(1, requests // pipeline)
     latencies: list[float] = []
     with selectors.DefaultSelector() as selector:
@@ -119,7 +135,7 @@ def _own_client(port: int, command: Command, clients: int, requests: int, pipeli
             connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.socket.setblocking(False)
             selector.register(connection.socket, selectors.EVENT_READ, connection)
-            _send(selector, connection, once * pipeline, size * pipeline)
+            _send(selector, connection, next(next_request), size * pipeline)
             begun += 1
         while len(latencies) < rounds:
             for key, events in selector.select():
@@ -134,7 +150,7 @@ def _own_client(port: int, command: Command, clients: int, requests: int, pipeli
                 latencies.append(time.perf_counter() - connection.sent_at)
                 if begun < rounds:
                     begun += 1
-                    _send(selector, connection, once * pipeline, size * pipeline)
+                    _send(selector, connection, next(next_request), size * pipeline)
         elapsed = time.perf_counter() - started
         for key in list(selector.get_map().values()):
             key.data.socket.close()

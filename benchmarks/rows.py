@@ -7,12 +7,14 @@ busy machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import random
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .load import Command
+from .load import Command, Work, encode
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "tests" / "models"
@@ -32,6 +34,12 @@ class Row:
     clients: tuple[int, ...] = (1, 50)
     original: str = ""
     needs: str = ""  # backend
+    wire: Sequence[bytes] = ()  # sent in turn instead of the command
+    http: bool = False  # to the HTTP server beside, see http_server.py
+
+    @property
+    def work(self) -> Work:
+        return Work(self.command, self.wire)
 
 
 def _floats(n: int) -> bytes:
@@ -84,15 +92,28 @@ def run_rows() -> Iterable[Row]:
     yield Row("DAG load+set+run+persist+get", _words(dag), 30_000, "MODELEXECUTE torch a*b", original="63 / 47", needs="TORCH")
 
 
+REFERENCES = 10_000
+_rng = random.Random(7)
+#: Keys of the reference tensors that requests name, in turn. All as long as each other.
+NAMED = [f"ref:{number:05}" for number in _rng.sample(range(REFERENCES), 997)]
+
+
 def fraud_rows() -> Iterable[Row]:
-    """One transaction scored with one of the stored reference tensors, in one round trip."""
+    """One transaction scored with one of the stored reference tensors, in one round trip; beside it the usual way, an HTTP server that gets
+    the reference from the same Redis."""
     clients = (1, 16, 32, 64, 256)
     originals = {"ONNX": "52 (-c 32)", "TORCH": "74 (-c 32)"}
+    transaction = _floats(30)
+    yield Row("PING", ["PING"], 40_000, clients=clients, wire=[encode(["PING"])])
     for backend, key in (("ONNX", "fraud"), ("ONNX", "fraud64"), ("TORCH", "fraudpt"), ("TORCH", "fraudpt64")):
-        command: list[str | bytes] = _words("AI.DAGEXECUTE LOAD 1 ref:7 |> AI.TENSORSET t FLOAT 1 30 BLOB")  # type: ignore[assignment]
-        command += [_floats(30), *_words(f"|> AI.MODELEXECUTE {key} INPUTS 2 t ref:7 OUTPUTS 1 score |> AI.TENSORGET score VALUES")]
+        line = "|> AI.MODELEXECUTE {} INPUTS 2 t {} OUTPUTS 1 score |> AI.TENSORGET score BLOB"
+        set_ = _words("|> AI.TENSORSET t FLOAT 1 30 BLOB")
+        wire = [encode(["AI.DAGEXECUTE", "LOAD", "1", ref, *set_, transaction, *_words(line.format(key, ref))]) for ref in NAMED]
         name = f"fraud DAG {backend.lower()}{' BATCHSIZE 64' if key.endswith('64') else ''}"
-        yield Row(name, command, 20_000, clients=clients, original=originals[backend], needs=backend)
+        yield Row(name, (), 20_000, "PING", clients=clients, original=originals[backend], needs=backend, wire=wire)
+    head = "POST /{} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n"
+    requests = [head.format(ref, len(transaction)).encode() + transaction for ref in NAMED]
+    yield Row("uvicorn + onnxruntime + GET", (), 5_000, "PING", clients=clients, wire=requests, http=True)
 
 
 def batching_rows() -> Iterable[Row]:
@@ -140,8 +161,17 @@ def prepare(client: Any, needed: set[str]) -> None:
         client.execute_command("AI.TENSORSET", key, "FLOAT", 1, 2, "BLOB", _floats(2))
     client.execute_command("AI.TENSORSET", "row", "FLOAT", 1, 64, "BLOB", _floats(64))
     client.execute_command("AI.TENSORSET", "image", "FLOAT", 1, 1, 28, 28, "BLOB", _floats(784))
-    for i in range(100):
-        client.execute_command("AI.TENSORSET", f"ref:{i}", "FLOAT", 1, 256, "BLOB", _floats(256))
+    store_references(client)
     for floats in (4, 1024, 153_600):
         client.set(f"s{floats}", _floats(floats))
         client.execute_command("AI.TENSORSET", f"t{floats}", "FLOAT", floats, "BLOB", _floats(floats))
+
+
+def store_references(client: Any) -> None:
+    """The reference rows of fraud scoring, as tensors and, for the HTTP server, as strings of the same bytes."""
+    with client.pipeline(transaction=False) as pipe:
+        for number in range(REFERENCES):
+            blob = struct.pack("<256f", *(_rng.random() for _ in range(256)))
+            pipe.execute_command("AI.TENSORSET", f"ref:{number:05}", "FLOAT", 1, 256, "BLOB", blob)
+            pipe.set(f"string:ref:{number:05}", blob)
+        pipe.execute()

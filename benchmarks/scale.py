@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .load import measure
+from .load import Work, measure
 from .rows import MODELS
 
 RUN = ["AI.MODELEXECUTE", "onnx", "INPUTS", "2", "a", "b", "OUTPUTS", "1", "c"]
@@ -30,12 +30,12 @@ def keys(server: Any, counts: tuple[int, ...] = (10, 1_000, 100_000)) -> Iterato
                     pipe.execute()
             pipe.execute()
             have = count
-            yield f"{count:,} tensors in the keyspace", measure(server.pid, server.port, RUN, 50, 20_000).cpu_us
+            yield f"{count:,} tensors in the keyspace", measure([server.pid], server.port, Work(RUN), 50, 20_000).cpu_us
 
 
 def clients(server: Any, counts: tuple[int, ...] = (1, 10, 100, 500)) -> Iterator[tuple[str, float]]:
     for count in counts:
-        yield f"{count} clients", measure(server.pid, server.port, RUN, count, 20_000 if count > 1 else 5_000).cpu_us
+        yield f"{count} clients", measure([server.pid], server.port, Work(RUN), count, 20_000 if count > 1 else 5_000).cpu_us
 
 
 def models(server: Any, count: int = 1_000) -> Iterator[tuple[str, str]]:
