@@ -71,7 +71,7 @@ class Wire:
             case b"+":
                 return Status(rest.decode())
             case b"-":
-                return Error(rest.decode())
+                return Error(rest.decode(errors="surrogateescape"))  # some errors quote what was sent
             case b":":
                 return int(rest)
             case b",":
