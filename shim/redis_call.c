@@ -175,7 +175,7 @@ static const char *permission(RedisModuleCtx *ctx, Job *job, RedisModuleString *
     if (!job->user) return NOPERM;
     if (!RedisModule_ACLCheckCommandPermissions) return reply_has_all(ctx, job->user, unrestricted) ? NULL : NOPERM;
     RedisModuleUser *user = RedisModule_GetModuleUserFromUserName(job->user);
-    if (!user) return NOPERM; /* deleted or switched off since */
+    if (!user) return NOPERM; /* deleted since; one who is switched off keeps what is open, as elsewhere in the server */
     errno = 0;
     bool allowed = RedisModule_ACLCheckCommandPermissions(user, argv, argc) == REDISMODULE_OK;
     int why = errno;

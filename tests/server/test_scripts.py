@@ -220,7 +220,12 @@ def test_a_model_is_only_run_for_who_may_read_its_key(c: redis.Redis, limited: r
         limited.execute_command("AI.SCRIPTEXECUTE", "s", "go", "INPUTS", 1, "x", "ARGS", 1, "secretmodel", "OUTPUTS", 1, "b:y")
 
 
-def test_rights_that_change_while_a_script_runs_count_at_the_next_call(real_server: Server, c: redis.Redis, limited: redis.Redis) -> None:
+@pytest.mark.parametrize("change", ["SETUSER limited -incr", "SETUSER limited resetkeys", "DELUSER limited"])
+def test_rights_that_change_while_a_script_runs_count_at_the_next_call(
+    real_server: Server, c: redis.Redis, limited: redis.Redis, change: str
+) -> None:
+    """Who deletes a user closes its clients as well: then there is nobody to tell, and the script still ends. A user who is switched off
+    keeps what is open, in scripts as elsewhere in the server."""
     source = (
         "def spin(tensors: List[Tensor], keys: List[str], args: List[str]):\n"
         "    for i in range(1000000000):\n"
@@ -231,17 +236,22 @@ def test_rights_that_change_while_a_script_runs_count_at_the_next_call(real_serv
 
     def loop() -> None:
         try:
-            limited.execute_command("AI.SCRIPTEXECUTE", "s", "spin", "INPUTS", 1, "x", "ARGS", 1, "b:count")
+            with real_server.client(username="limited", password="pw", retry=None) as client:
+                client.execute_command("AI.SCRIPTEXECUTE", "s", "spin", "INPUTS", 1, "x", "ARGS", 1, "b:count")
         except redis.RedisError as error:
             failure.append(str(error))
 
     thread = threading.Thread(target=loop)
     thread.start()
     wait_until(lambda: int(c.get("b:count") or 0) > 3, "the script to count")
-    c.execute_command("ACL", "SETUSER", "limited", "-incr")
+    c.execute_command(*f"ACL {change}".split())
     thread.join(60)
     assert not thread.is_alive()
-    assert failure and "NOPERM" in failure[0]
+    assert failure and ("NOPERM" in failure[0] or "DELUSER" in change)
+    wait_until(lambda: c.info("everything")["ai_jobs_in_flight"] == 0, "the end of the script")
+    counted = c.get("b:count")
+    assert c.execute_command("AI.INFO", "s")[17] == 1  # an error
+    assert c.get("b:count") == counted
 
 
 #: Takes part in a dialogue of its own with the client or is meant to end or reconfigure things: must be refused for everybody.
@@ -297,6 +307,129 @@ def test_no_command_ends_blocks_or_escapes(start_server: Callable[..., Server], 
         assert admin.execute_command("ACL", "WHOAMI") in (b"default", "default")
         assert admin.get("secret") is not None
         assert server.alive()
+
+
+#: Ways to a key that stands in another place than first, or in none that an access check sees.
+DETOURS = """
+get secret; set secret x; getex secret; substr secret 0 -1; exists secret; touch secret; type secret; object encoding secret
+dump secret; copy secret b:d; rename secret b:d; renamenx b:x secret; move secret 1; mget b:x secret; mset b:x 1 secret 1
+del b:x secret; unlink b:x secret; expire secret 1; persist secret; bitop and b:d b:x secret; bitfield secret get u8 0
+bitcount secret; lcs b:x secret; sort b:list by nosort get secret; sort b:list by secret* get #; sort_ro b:list by nosort get secret
+sort b:list store secret; zunionstore b:d 1 secretz; zunionstore secret 1 b:z; zunion 2 b:z secretz withscores; zdiff 1 secretz
+zinter 1 secretz; zrangestore b:d secretz 0 -1; zmpop 1 secretz min; lmpop 1 secret left; sintercard 1 secret; sunionstore b:d secret
+pfmerge b:d secret; pfcount b:x secret; georadius secretz 0 0 1 km store b:d; geosearchstore b:d secretz frommember x byradius 1 km
+xread count 1 streams secret 0; xinfo stream secret; xrange secret - +; eval return(redis.call('get','secret')) 0; memory usage secret
+eval_ro return(redis.call('get',KEYS[1])) 1 secret; fcall f 1 secret; restore b:d 0 secret; getset b:x secret; setrange secret 0 x
+ai.tensorget secrett values; ai.tensorset secret INT8 1; ai.modelget secretm blob; ai.modelget secretm; ai.modeldel secretm
+ai.modelstore secret ONNX CPU BLOB x; ai.modelexecute secretm INPUTS 1 secrett OUTPUTS 1 b:d; ai.info secretm; ai.scriptget secret source
+ai.scriptdel secret; ai.dagrun_ro LOAD 1 secrett |> AI.TENSORGET secrett; ai._modelscan; ai._scriptscan
+"""
+SECRETS = ("secret", "secretz", "secrett", "secretm")
+
+
+def test_no_command_reaches_a_key_that_its_caller_may_not(real_server: Server, real: redis.Redis) -> None:
+    """Every command of the server with the forbidden key as each argument, by a user who may run any command on keys of his own; whatever
+    it answers is kept, and holds nothing of the secret."""
+
+    def fill() -> list[bytes | None]:
+        real.flushall()
+        store(real)
+        real.mset({"secret": "s3cr3t", "b:x": "x"})
+        real.zadd("secretz", {"s3cr3t": 1})
+        real.zadd("b:z", {"x": 1})
+        real.rpush("b:list", "x")
+        real.execute_command("AI.TENSORSET", "secrett", "STRING", 1, "VALUES", "s3cr3t")
+        model = (MODELS / "minimal.onnx").read_bytes()
+        real.execute_command("AI.MODELSTORE", "secretm", "ONNX", "CPU", "TAG", "s3cr3t", "BLOB", model)
+        return [real.dump(key) for key in SECRETS]
+
+    before, ran = fill(), 0
+    real.execute_command("ACL", "SETUSER", "limited", "reset", *"on >pw ~s ~x ~b:* +@all".split())
+    with real_server.client(username="limited", password="pw") as client, real_server.client() as lister:
+        every = [
+            [*name.split("|"), *["secret"] * (arity - 1 - name.count("|") + more)] for name, arity in commands_of(lister) for more in (0, 2)
+        ]
+        for words in [*every, *(line.split() for line in DETOURS.replace("\n", ";").split(";") if line.strip())]:
+            try:
+                call(client, "text", "KEYS", 1, "b:answer", "ARGS", len(words), *words)
+                answer = str(real.get("b:answer"))
+                ran += 1
+            except redis.ResponseError as error:
+                answer = str(error)
+            assert "s3cr3t" not in answer, (words, answer)
+            with real.pipeline(transaction=False) as look:
+                for key in SECRETS:
+                    look.dump(key)
+                look.exists("b:x", "b:z", "b:list", "s", "x")
+                *dumps, left = look.execute()
+            assert dumps == before, words
+            if left < 5:
+                fill()
+    real.execute_command("ACL", "DELUSER", "limited")
+    assert ran > 5  # PING and the like
+
+
+# ---- replies of every kind and size ---------------------------------------------------------------------------------------------
+
+ECHO = """
+def copy(tensors: List[Tensor], keys: List[str], args: List[str]):
+    redis.execute("SET", keys[1], str(redis.execute("GET", keys[0])))
+
+def copy_list(tensors: List[Tensor], keys: List[str], args: List[str]):
+    for item in redis.asList(redis.execute("LRANGE", keys[0], 0, -1)):
+        redis.execute("RPUSH", keys[1], item)
+
+def length(tensors: List[Tensor], keys: List[str], args: List[str]):
+    return torch.tensor(len(redis.asList(redis.execute(args[0], args[1:]))))
+
+def missing(tensors: List[Tensor], keys: List[str], args: List[str]):
+    v = redis.execute("GET", keys[0])
+    return torch.tensor(1 if v is None else 0)
+
+def leaf(tensors: List[Tensor], keys: List[str], args: List[str]):
+    entry = redis.asList(redis.asList(redis.execute("XRANGE", keys[0], "-", "+"))[0])
+    redis.execute("SET", keys[1], str(redis.asList(entry[1])[1]))
+"""
+
+
+@pytest.fixture
+def e(real: redis.Redis) -> redis.Redis:
+    names = [line.split("(")[0][4:] for line in ECHO.splitlines() if line.startswith("def ")]
+    assert real.execute_command("AI.SCRIPTSTORE", "s", "CPU", "ENTRY_POINTS", len(names), *names, "SOURCE", ECHO) == OK
+    return real
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"\0", bytes(range(256)) * 3, b"\r\n+OK\r\n", b"a\0b", b"x" * (8 << 20), b"\xff" * (64 << 10)],
+    ids=lambda v: f"{v[:6]!r}-{len(v)}",
+)
+def test_a_string_passes_through_a_script_to_the_byte(e: redis.Redis, value: bytes) -> None:
+    e.set("from", value)
+    assert call(e, "copy", "KEYS", 2, "from", "to") == OK
+    assert e.get("to") == value
+    e.rpush("list", value, b"x", value)
+    assert call(e, "copy_list", "KEYS", 2, "list", "second") == OK
+    assert e.lrange("second", 0, -1) == [value, b"x", value]
+    e.xadd("stream", {b"field": value}, id="1-1")
+    assert call(e, "leaf", "KEYS", 2, "stream", "to") == OK
+    assert e.get("to") == value
+
+
+def test_what_is_not_there_is_none_and_what_is_long_is_whole(e: redis.Redis) -> None:
+    def number(*words: object) -> int:
+        assert call(e, *words, "OUTPUTS", 1, "n") == OK
+        return struct.unpack("<q", e.execute_command("AI.TENSORGET", "n", "BLOB"))[0]
+
+    assert number("missing", "KEYS", 1, "none") == 1
+    e.set("some", "")
+    assert number("missing", "KEYS", 1, "some") == 0
+    with e.pipeline() as many:
+        many.rpush("long", *range(100_000))
+        many.execute()
+    assert number("length", "KEYS", 1, "long", "ARGS", 4, "LRANGE", "long", 0, -1) == 100_000
+    assert number("length", "KEYS", 1, "none", "ARGS", 3, "MGET", "none", "some") == 2
+    assert number("length", "KEYS", 1, "none", "ARGS", 4, "LRANGE", "none", 0, -1) == 0
 
 
 # ---- replication and persistence ----------------------------------------------------------------------------------------------
