@@ -62,7 +62,7 @@ format: prepare ## Format the Python sources
 	$(PY) -m ruff check --fix .
 
 soak: EXTRAS := all,test
-soak: build ## Run the long loops: kill -9, link cuts, forks, stops (ARGS='kill 1000')
+soak: build ## Run the long loops: kill -9, link cuts, forks, stops, clients that leave (ARGS='kill 1000')
 	cd tests && ../$(PY) -m soak.loops $(or $(ARGS),kill 100)
 
 fuzz: EXTRAS := all,test,fuzz

@@ -1,4 +1,4 @@
-"""Loops that look for what happens once in a thousand times: kill -9, cut links, forks, stops under load.
+"""Loops that look for what happens once in a thousand times: kill -9, cut links, forks, stops under load, clients that leave.
 
 Each loop is a function of a seed and a count; it raises AssertionError with the seed when something is wrong, and returns what it counted.
 `make test` runs each a few times (tests/server/test_soak_short.py); `make soak` runs them long and appends seed, commit and counts to
@@ -13,11 +13,13 @@ import json
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,64 @@ def _shutdown(server: Server) -> int:
         return server.process.wait(60)
 
 
+#: What a client sends before it leaves; OUT is a key of its own, and "never" before it says that it must not be written.
+REQUESTS = [
+    "AI.MODELEXECUTE echo INPUTS 1 x OUTPUTS 1 OUT",
+    "AI.MODELEXECUTE slow INPUTS 1 x OUTPUTS 1 OUT",
+    "AI.MODELEXECUTE lonely INPUTS 1 x OUTPUTS 1 never:OUT",
+    "AI.MODELEXECUTE echo INPUTS 1 x OUTPUTS 1 OUT TIMEOUT 1",
+    "AI.DAGEXECUTE LOAD 1 x PERSIST 1 OUT |> AI.MODELEXECUTE slow INPUTS 1 x OUTPUTS 1 y |> AI.MODELEXECUTE echo INPUTS 1 y OUTPUTS 1 OUT",
+    "AI.DAGEXECUTE LOAD 1 x PERSIST 1 never:OUT |> AI.MODELEXECUTE slow INPUTS 1 x OUTPUTS 1 y |> "
+    "AI.MODELEXECUTE lonely INPUTS 1 y OUTPUTS 1 never:OUT",
+    "AI.MODELSTORE OUT TORCH CPU BLOB " + echo_model(open_sleep=0.002).replace(" ", ""),
+    "AI.TENSORGET big VALUES",
+]
+
+
+def leave(seed: int, count: int) -> Counts:
+    """Clients that leave at any moment of a request, in order or by a reset: what can never finish is never written, and nothing of them is
+    left when they are gone."""
+    with running() as server, server.client() as client:
+        store_models(client)
+        client.execute_command("AI.MODELSTORE", "slow", "ONNX", "CPU", "BLOB", echo_model("sleep", seconds=0.001))
+        words = ("CPU", "BATCHSIZE", 10**6, "MINBATCHSIZE", 10**6)
+        client.execute_command("AI.MODELSTORE", "lonely", "ONNX", *words, "BLOB", echo_model())
+        client.execute_command("AI.TENSORSET", "big", "INT8", 50_000)
+
+        def leaver(rng: random.Random, names: range) -> None:
+            for i in names:
+                words = rng.choice(REQUESTS).split()
+                words = [word.replace("OUT", f"out:{i}") if word in ("OUT", "never:OUT") else word for word in words]
+                with socket.create_connection(("127.0.0.1", server.port)) as own:
+                    own.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word.encode()) for word in words))
+                    time.sleep(rng.choice((0, rng.uniform(0, 0.004))))
+                    if rng.random() < 0.5:
+                        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        def used() -> int:
+            return int(client.info("memory")["used_memory"])
+
+        def crowd(names: range) -> None:
+            """These come and go."""
+            with ThreadPoolExecutor(4) as pool:
+                for left in [pool.submit(leaver, random.Random(f"{seed}/{names}/{n}"), names[n::4]) for n in range(4)]:
+                    left.result()
+            wait_until(lambda: client.info("clients")["connected_clients"] <= 2, f"seed {seed}: every client to be gone")
+            wait_until(lambda: client.info("everything")["ai_jobs_in_flight"] == 0, f"seed {seed}: every request to be gone")
+            assert client.info("clients")["blocked_clients"] == 0
+            assert not client.keys("never:*"), f"seed {seed}: a request that cannot have finished was written"
+            keys = client.keys("out:*")
+            if keys:
+                client.delete(*keys)
+
+        crowd(range(-200, 0))
+        before = used()
+        crowd(range(count))
+        wait_until(lambda: used() - before < 64 << 10, f"seed {seed}: the memory to be given back, by and by")
+        assert client.execute_command("AI.MODELEXECUTE", "echo", "INPUTS", 1, "x", "OUTPUTS", 1, "y") == b"OK"
+    return {"leavers": count}
+
+
 LOOPS: dict[str, Callable[[int, int], Counts]] = {
     "kill": kill,
     "cut": cut,
@@ -188,6 +248,7 @@ LOOPS: dict[str, Callable[[int, int], Counts]] = {
     "sync": sync,
     "truncate": truncate,
     "corrupt": corrupt,
+    "leave": leave,
 }
 
 
