@@ -62,7 +62,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "redisai_command_failures": ("counter", "Commands refused or ended with an error", ("command",)),
     # per queue
     "redisai_queue_length": ("gauge", "Requests in a run queue", ("device",)),
-    "redisai_queue_held": ("gauge", "Requests of them that wait for a fuller batch", ("device",)),
+    "redisai_queue_opening": ("gauge", "Requests that wait until their model or script is open; not counted in the length", ("device",)),
     "redisai_workers": ("gauge", "Threads of a run queue", ("device",)),
     "redisai_workers_idle": ("gauge", "Threads of a run queue without work", ("device",)),
     "redisai_worker_cpu_seconds": ("counter", "Processor time of a worker thread", ("device", "worker")),
@@ -171,7 +171,7 @@ def server_samples(info: Mapping[str, str]) -> Iterator[Sample]:
 
 QUEUE_FIELDS = {
     "redisai_queue_length": "length",
-    "redisai_queue_held": "waiting",
+    "redisai_queue_opening": "waiting",
     "redisai_workers": "workers",
     "redisai_workers_idle": "idle_workers",
 }

@@ -171,7 +171,7 @@ def info_fields(lines: str) -> Iterator[tuple[str, str]]:
 
 
 def queues(info: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Device -> length (requests), waiting (of those, held back for a fuller batch), workers, idle_workers."""
+    """Device -> length (requests), waiting (requests beside those, until their model is open), workers, idle_workers."""
     found: dict[str, dict[str, int]] = {}
     for name, value in info.items():
         for what in ("idle_workers", "workers", "waiting", "length"):

@@ -28,7 +28,7 @@ from .tables import duration, number, plain, size, table
 COMMANDS = (*RUN_COMMANDS, *TENSOR_COMMANDS, *STORE_COMMANDS)
 PROGRAM_HEADINGS = ("KEY<", "TYPE<", "BACKEND<", "DEVICE<", "CALLS/S", "RUN", "WAIT", "BATCH", "ERRORS", "CALLS", "MEMORY")
 COMMAND_HEADINGS = ("COMMAND<", "CALLS/S", "MEAN", "P50", "P99", "FAILED")
-QUEUE_HEADINGS = ("QUEUE<", "LENGTH", "HELD", "WORKERS", "BUSY")
+QUEUE_HEADINGS = ("QUEUE<", "LENGTH", "OPENING", "WORKERS", "BUSY")
 
 
 @dataclass(frozen=True)

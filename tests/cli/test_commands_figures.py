@@ -139,7 +139,7 @@ def test_top_in_a_pipe_is_one_plain_look(busy: Server, redisai: Redisai) -> None
     done = redisai("top", "-i", 0.05, "-p", busy.port)
     assert (done.status, done.err) == (0, "")
     lines = [row for row in done.cells() if row]
-    assert ["QUEUE", "LENGTH", "HELD", "WORKERS", "BUSY"] in lines
+    assert ["QUEUE", "LENGTH", "OPENING", "WORKERS", "BUSY"] in lines
     (row,) = [row for row in lines if row[0] == "bad"]
     assert row[-4:-2] == ["2", "2"]  # errors and calls, then memory with its unit
 
@@ -247,6 +247,29 @@ def test_the_exporter_serves_on_while_the_server_is_away(busy: Server, tmp_path:
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_requests_that_wait_for_a_model_to_open_are_told_apart_from_those_in_the_queue(
+    server: Server, r: redis.Redis, redisai: Redisai, tmp_path: Path
+) -> None:
+    pytest.importorskip("prometheus_client")
+    gate = tmp_path / "open"
+    with r.pipeline(transaction=True) as transaction:  # nobody waits for an opening there
+        transaction.execute_command("AI.MODELSTORE", "slow", "ONNX", "CPU", "BLOB", echo_model(open_gate=str(gate)))
+        transaction.execute()
+    r.execute_command("AI.TENSORSET", "t", "FLOAT", 1)
+    thread = threading.Thread(target=r.execute_command, args=("AI.MODELEXECUTE", "slow", "INPUTS", 1, "t", "OUTPUTS", 1, "u"))
+    thread.start()
+    try:
+        with server.client() as other:
+            wait_until(lambda: other.info("ai")["ai_queue_CPU_waiting"] == 1)
+        found = samples(redisai("exporter", "--once", "-p", server.port).out)
+        assert (found["redisai_queue_opening{device=CPU}"], found["redisai_queue_length{device=CPU}"]) == (1, 0)
+        told = json.loads(redisai("top", "--json", "--interval", "0.05", "-p", server.port).out)
+        assert [(queue["device"], queue["waiting"], queue["length"]) for queue in told["queues"]] == [("CPU", 1, 0)]
+    finally:
+        gate.touch()
+        thread.join()
 
 
 def test_every_metric_is_documented_and_the_dashboard_asks_for_metrics_that_are_there(busy: Server, redisai: Redisai) -> None:
