@@ -69,8 +69,9 @@ class Loader:
                 cls = _test_backend(name) or backend_class(name)
                 package = cls.package
                 backend = cls.load(self._settings, _Meter(self._shim))
-            except Exception as error:
-                raise ImportError(f"Could not load {name} backend: {error}. Install it with: pip install {package}") from error
+            except BaseException as error:  # also of a library that ends the program when it dislikes where it is
+                reason = f"{error}" if isinstance(error, Exception) else sentence(error).removeprefix("ERR ")
+                raise ImportError(f"Could not load {name} backend: {reason}. Install it with: pip install {package}") from error
             self._backends[name] = backend
             self._shim.backend_loaded(name, backend.version)
             logger.info("%s backend loaded from %s", name, getattr(backend, "origin", cls.package))

@@ -9,16 +9,15 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 from conftest import echo_model
+from environments import NUMPY, SITE, make_environment
 from runs import Gate, get, info, put, store, wait_queued, wait_running
 from servers import EXAMPLE_MODELS, Server, default_binary, module_path, running, wait_until
 from wire import OK, QUEUED, Error, Status, Wire
@@ -26,8 +25,6 @@ from wire import OK, QUEUED, Error, Status, Wire
 import redisai_py
 
 ALLOW_MODULE_COMMAND = [] if "redis-6.2" in str(default_binary()) else ["--enable-module-command", "yes"]
-PREFIX = Path(sys.prefix)
-SITE = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 
 
 def execute(key: str, source: str = "in", target: str = "out", *words: Any) -> tuple[Any, ...]:
@@ -389,22 +386,6 @@ def refused(bare: Server, *arguments: str, module: Path | None = None) -> str:
         assert wire("PING") == Status("PONG")
         assert isinstance(wire("AI.TENSORSET", "t", "FLOAT", 1), Error)
     return bare.log()[already:]
-
-
-def make_environment(folder: Path, *packages: str) -> Path:
-    """A virtual environment made of links, in which only these packages of ours can be imported. Returns its python."""
-    (folder / "bin").mkdir(parents=True)
-    (folder / SITE).mkdir(parents=True)
-    (folder / "bin" / "python").symlink_to((PREFIX / "bin" / "python").resolve())
-    shutil.copy(PREFIX / "pyvenv.cfg", folder)
-    for package in packages:
-        source = Path(redisai_py.__file__).parent if package == "redisai_py" else Path(numpy.__file__).parent.with_name(package)
-        if source.exists():
-            (folder / SITE / package).symlink_to(source)
-    return folder / "bin" / "python"
-
-
-NUMPY = ("numpy", "numpy.libs")
 
 
 def test_a_python_that_is_not_there(bare: Server) -> None:
