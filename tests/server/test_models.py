@@ -610,9 +610,11 @@ def test_a_client_that_leaves_while_its_model_opens_writes_nothing(server: Serve
     assert wire("AI._MODELSCAN") == [[b"after", b""]]
 
 
-def test_in_a_transaction_the_bytes_are_stored_at_once_and_opened_later(wire: Wire) -> None:
+def test_in_a_transaction_the_bytes_are_stored_at_once_and_opened_later(wire: Wire, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    model = echo_model(inputs=2, outputs=1, open_gate=str(gate))
     wire("MULTI")
-    assert wire("AI.MODELSTORE", "good", "TORCH", "CPU", "BLOB", MODEL[:5], MODEL[5:]) == QUEUED
+    assert wire("AI.MODELSTORE", "good", "TORCH", "CPU", "BLOB", model[:5], model[5:]) == QUEUED
     assert wire("AI.MODELSTORE", "bad", "TORCH", "CPU", "BLOB", "no model") == QUEUED
     assert wire("AI.MODELSTORE", "worse", "TORCH", "NOPE", "BLOB", MODEL) == QUEUED
     assert wire("AI.MODELGET", "good") == QUEUED
@@ -620,6 +622,7 @@ def test_in_a_transaction_the_bytes_are_stored_at_once_and_opened_later(wire: Wi
     good, bad, worse, shown, deleted = wire("EXEC")
     assert (good, bad, worse, deleted) == (OK, OK, Error(DEVICE), Error("ERR model key is empty"))
     assert dict(zip(shown[::2], shown[1::2], strict=True))[b"inputs"] == []  # not known yet, and no waiting here
+    gate.touch()
     assert wire("AI.MODELGET", "good", "META")[11] == [b"input_0", b"input_1"]  # waits for the opening
     assert wire("AI.MODELGET", "bad")[11:14:2] == [[], []]
     assert wire("AI.MODELGET", "bad", "BLOB") == b"no model"
