@@ -121,6 +121,10 @@ def _blocks(call: Call) -> Any:
     return [np.array([sys.getallocatedblocks()], np.int64)] * len(call.outputs)
 
 
+def _address(call: Call) -> Any:
+    return [np.array([array.ctypes.data % 4096 for array in call.inputs], np.int64)] * len(call.outputs)
+
+
 @dataclass(frozen=True)
 class Op:
     """What a run does, and the keys beside the common ones: those it needs and those it may have."""
@@ -149,6 +153,7 @@ OPS: dict[str, Op] = {
     "segfault": Op(lambda call: ctypes.string_at(1)),
     "exit": Op(lambda call: os._exit(1)),
     "blocks": Op(_blocks),  # how many objects the interpreter holds
+    "address": Op(_address),  # where in a page of memory the inputs begin
     "unspeakable": Op(_unspeakable),
     "system_exit": Op(_system_exit),  # an exception that `except Exception` does not catch
 }

@@ -558,6 +558,20 @@ def test_a_run_sees_a_tensor_as_it_was_or_as_it_is_never_a_mixture(server: Serve
     assert wrong == []
 
 
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_a_library_is_given_data_that_begins_at_a_multiple_of_64(wire: Wire, ndim: int) -> None:
+    """Vectorised kernels may count on it: data that was copied, data that was kept as the client sent it, and what another run gave."""
+    for key, op in (("echo", "echo"), ("address", "address")):
+        assert wire("AI.MODELSTORE", key, "ONNX", "CPU", "BLOB", echo_model(op)) == OK
+    for name, dtype in DTYPES.items():
+        for n in (1, 3, BIG // 8):
+            assert wire("AI.TENSORSET", "t", name, *[1] * (ndim - 1), n, "BLOB", bytes(n * np.dtype(dtype).itemsize)) == OK
+            assert wire("AI.MODELEXECUTE", "echo", "INPUTS", 1, "t", "OUTPUTS", 1, "u") == OK
+            for key in ("t", "u"):
+                assert wire("AI.MODELEXECUTE", "address", "INPUTS", 1, key, "OUTPUTS", 1, "where") == OK
+                assert wire("AI.TENSORGET", "where", "VALUES")[0] % 64 == 0, (name, n, key)
+
+
 def test_big_string_blobs_are_indexed_and_checked(wire: Wire) -> None:
     strings = [b"%d" % n for n in range(20_000)]
     blob = b"".join(s + b"\0" for s in strings)
