@@ -18,7 +18,7 @@ build_dir = build/$(shell echo $(BUILD_TYPE) | tr A-Z a-z)
 placed = $(if $(filter Release,$(BUILD_TYPE)),-DREDISAI_TREE=$(CURDIR)/redisai_py,-DREDISAI_ENV=$(CURDIR)/$(build_dir)/env)
 
 .DEFAULT_GOAL := help
-.PHONY: soak leaks fuzz help run test test-asan test-tsan check format bench docs build prepare clean clean-venv
+.PHONY: soak leaks valgrind seeded fuzz help run test test-asan test-tsan check format bench docs build prepare clean clean-venv
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,15 @@ fuzz: build ## Run a fuzzer long (ARGS='restore 1000000', or ARGS=list)
 leaks: EXTRAS := all,test
 leaks: build ## Look for leaks in every command, every error and every backend (ARGS='100000 1000': turns, cycles)
 	cd tests && PYTHONPATH=server ../$(PY) -m soak.leaks $(ARGS)
+
+valgrind: EXTRAS := all,test
+valgrind: prepare ## The C files that know neither Redis nor Python, under valgrind
+	@command -v valgrind >/dev/null || { echo "valgrind is not installed. On Debian and Ubuntu: apt-get install valgrind"; exit 1; }
+	MEMCHECK_STEPS=20000 $(PY) -m pytest -q tests/unit/test_memcheck.py $(ARGS)
+
+seeded: EXTRAS := all,cli,test
+seeded: build ## Put each deliberate defect in and see that the tests notice it (ARGS='name ...'; all of them take minutes)
+	cd tests && ../$(PY) -m seeded.check $(ARGS)
 
 bench: EXTRAS := all,bench,test
 bench: build ## Run the benchmarks
