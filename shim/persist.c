@@ -163,6 +163,14 @@ static void check_length(Reader *r, Dtype dtype, int ndim, const int64_t *dims, 
         refuse(r, "its data does not fit its shape");
 }
 
+/* A BOOL is 0 or 1 from here on: its commands take nothing else, those of a rewritten AOF among them, and libraries count on it. RedisAI did
+ * not look at every byte, so another one is no reason to refuse a dump. */
+static void copy_data(Tensor *t, const char *from) {
+    char *to = (char *)t->bytes;
+    if (t->dtype != T_BOOL && t->nbytes) memcpy(to, from, t->nbytes);
+    for (size_t i = 0; t->dtype == T_BOOL && i < t->nbytes; i++) to[i] = from[i] != 0;
+}
+
 /* The offsets of a STRING tensor follow its data. They are read past and counted again from the data, which cannot lie. */
 static Tensor *read_tensor(Reader *r, int encver) {
     int64_t dims[AI_MAX_DIMS] = {0}, length = 0;
@@ -178,7 +186,7 @@ static Tensor *read_tensor(Reader *r, int encver) {
     Tensor *t = NULL;
     if (!r->wrong) t = (byte_limit(0) ? tensor_load : tensor_new)(dtype, ndim, dims, data.n, &error);
     if (!t) refuse(r, error);
-    if (t && data.n) memcpy((char *)t->bytes, data.p, data.n);
+    if (t) copy_data(t, data.p);
     bytes_free(data);
     if (t && dtype == T_STRING && !tensor_index_strings(t)) {
         refuse(r, "its data is not as many strings as its shape says");

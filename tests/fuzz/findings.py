@@ -13,7 +13,7 @@ class Finding(AssertionError):
     """An input that does harm. `data` is the input, `what` the harm; the message names the file that the input was written to."""
 
     def __init__(self, target: str, data: bytes, what: str) -> None:
-        path = CORPUS / target / hashlib.sha256(data).hexdigest()[:16]
+        path = CORPUS / target / f"finding-{hashlib.sha256(data).hexdigest()[:16]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         super().__init__(f"{path}: {what}")

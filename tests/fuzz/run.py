@@ -19,6 +19,7 @@ from pathlib import Path
 
 from servers import ROOT
 
+from . import parsers
 from .findings import Counts, Finding
 from .restore import restore
 
@@ -27,6 +28,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 #: name -> what runs `count` inputs from `seed` and returns what it counted. Raises Finding.
 TARGETS: dict[str, Callable[[int, int], Counts]] = {
     "restore": restore,
+    **{name: parsers.target(name) for name in parsers.TARGETS},
 }
 
 

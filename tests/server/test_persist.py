@@ -143,6 +143,12 @@ def test_every_encoding_of_a_script_keeps_its_fields(r: Any, encver: int) -> Non
     assert got == {"device": b"cpu", "tag": b"v1", "Entry Points": [b"bar"] if encver >= 3 else [], "source": BAR.encode()}
 
 
+def test_every_bool_that_loads_is_0_or_1(r: Any) -> None:
+    """The original did not look at the last byte; what it dumped loads, and can be written by the commands of a rewritten AOF."""
+    r.restore("t", 0, rdb.tensor("BOOL", [2, 2], b"\0\1\x25\xff"))
+    assert r.execute_command("AI.TENSORGET", "t", "BLOB") == b"\0\1\1\1"
+
+
 def test_a_tensorflow_model_without_names_loads(r: Any) -> None:
     r.restore("m", 0, rdb.model("TF", b"graph", 0))
     got = fields(r.execute_command("AI.MODELGET", "m", "META"))
