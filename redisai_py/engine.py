@@ -45,6 +45,7 @@ def build(shim: Shim) -> Loader:
     """Starts every thread on `shim`; split from `start` so that tests can do it with a fake."""
     options = shim.settings()
     eager = options.pop("eager")
+    options.pop("flows", False), options.pop("flows_timeout_ms", 0)
     settings = Settings(**options)
     sessions = Sessions(Residents(shim))
     workers = Workers(shim, sessions, settings.workers)

@@ -66,6 +66,7 @@ static inline void announce(RedisModuleCtx *ctx, RedisModuleString *key, const c
 /* ---- commands.c ------------------------------------------------------------------------------------------------------ */
 
 int commands_register(RedisModuleCtx *ctx); /* logs and returns ERR when it cannot */
+int commands_register_flows(RedisModuleCtx *ctx); /* the same for RG.* */
 
 /* ---- mem.c: memory and strings -------------------------------------------------------------------------------------- */
 
@@ -323,11 +324,11 @@ void plan_release(Plan *plan);
 
 /* ---- job.c: one command in flight ----------------------------------------------------------------------------------- */
 
-typedef enum { JOB_RUN, JOB_STORE, JOB_LOADBACKEND, JOB_GET } JobKind;
+typedef enum { JOB_RUN, JOB_STORE, JOB_LOADBACKEND, JOB_GET, JOB_FLOW } JobKind;
 
 typedef struct Job {
     uint8_t kind;                 /* JobKind */
-    RedisModuleBlockedClient *bc; /* NULL: nobody waits (a store inside MULTI ...) */
+    RedisModuleBlockedClient *bc; /* NULL: nobody waits (a store inside MULTI ...), or, for a JOB_RUN, a flow does: `item` */
     int db;                       /* the client's selected database */
     Arena arena;                  /* everything below that is a list or a name */
     Plan plan;                    /* JOB_RUN */
@@ -335,7 +336,10 @@ typedef struct Job {
     RedisModuleString **held;     /* JOB_STORE: the blob's argument strings, retained */
     int nheld;
     int meta, blob;               /* JOB_GET: what to show */
-    RedisModuleString *user;      /* plans with scripts: the caller's ACL user, NULL = not known */
+    struct User *user;            /* plans with scripts: a reference on the caller's ACL user, NULL = not known */
+    const char *origin;           /* the id of the flow on whose behalf it runs, in the arena; NULL = none */
+    struct FlowItem *item;        /* a run that a flow started: what to put into the flow queue when it has ended; else NULL */
+    struct ReplyNode *answer;     /* JOB_FLOW: what the client reads, in the arena */
     char *_Atomic error;          /* JOB_STORE, JOB_LOADBACKEND: what went wrong */
     /* under ai_lock */
     int running;                  /* ops in the hands of workers */
@@ -356,7 +360,7 @@ bool may_block(RedisModuleCtx *ctx);
 int cmd_run(RedisModuleCtx *ctx, RedisModuleString **argv, int argc, RunCommand command);
 Job *job_new(JobKind kind);
 void job_block(RedisModuleCtx *ctx, Job *job); /* holder; after it the job reaches job_finish exactly once */
-void job_free(Job *job);                       /* holder */
+void job_free(Job *job);                       /* holder; a run that a flow started: any thread */
 void job_start(Job *job);                      /* JOB_RUN, holder: queues what is ready, or waits for programs to open */
 /* Under ai_lock: an op left a worker. Takes over `error` (NULL = it went well). True when the job has ended: then call job_finish unlocked. */
 bool job_op_done(Job *job, Op *op, char *error);
@@ -516,6 +520,21 @@ void watch_started(void); /* worker, no lock held: a run began; wakes the watchd
 
 /* ---- redis_call.c: redis.execute ------------------------------------------------------------------------------------- */
 
+/* An ACL user by name: rights are looked up at each use, so that who is changed or deleted gains nothing. */
+typedef struct User {
+    atomic_int refs;
+    Slice name;
+} User;
+User *user_new(Slice name);
+User *user_ref(User *u);   /* NULL is fine */
+void user_unref(User *u);  /* any thread, NULL is fine */
+
+typedef struct Caller { /* for whom a command runs */
+    const User *user;   /* NULL = not known: everything is refused */
+    int db;
+    const char *origin; /* id of a flow, which is told of no event that the command causes; NULL = none */
+} Caller;
+
 typedef enum { NODE_NULL, NODE_INTEGER, NODE_DOUBLE, NODE_BOOL, NODE_BULK, NODE_STATUS, NODE_ERROR, NODE_ARRAY } NodeKind;
 typedef struct ReplyNode { /* a reply copied out of Redis, so that Python objects can be made after the lock is gone */
     uint8_t kind;
@@ -525,11 +544,22 @@ typedef struct ReplyNode { /* a reply copied out of Redis, so that Python object
     int n;
     struct ReplyNode *items;
 } ReplyNode;
-/* Worker, without the GIL and without ai_lock: runs a command in the job's database with its user's rights. The tree lives in `arena`. */
-void redis_execute(Job *job, const Slice *argv, int argc, Arena *arena, ReplyNode *reply);
-/* Name of the user who sent the command that runs now; a reference for the caller, NULL when unknown. Holder, in a command handler that may
+/* Worker, without the GIL and without ai_lock: runs a command for `caller`. The tree lives in `arena`. */
+void redis_execute(const Caller *caller, const Slice *argv, int argc, Arena *arena, ReplyNode *reply);
+typedef struct CommandLine {
+    const Slice *argv;
+    int argc;
+} CommandLine;
+/* The same for several commands in one hold of the Redis lock, which go to replicas and to the AOF as one transaction (7.0 and later). All are
+ * checked first: when one is refused none runs. `replies` has room for `n`. */
+void redis_transaction(const Caller *caller, const CommandLine *commands, int n, Arena *arena, ReplyNode *replies);
+/* The user who sent the command that runs now; a reference for the caller, NULL when unknown. Holder, in a command handler that may
  * block: elsewhere the server crashes on the question. */
-RedisModuleString *redis_caller(RedisModuleCtx *ctx);
+User *redis_caller(RedisModuleCtx *ctx);
+/* Why the caller may not run that command; NULL: they may. Holder. */
+const char *redis_may_run(RedisModuleCtx *ctx, const Caller *caller, CommandLine line);
+/* Why the caller may not read that key; NULL: they may. Holder. */
+const char *redis_may_read(RedisModuleCtx *ctx, const Caller *caller, RedisModuleString *key);
 /* Those of whom each must be allowed to read a key before a listing shows it: the user who asks; in a Lua script, where a module is not told
  * who that is, every user of the server. `everything`: there is nobody to hide anything from, or (6.2) no way to ask. Holder. */
 typedef struct Readers {
@@ -541,8 +571,137 @@ Readers readers_of(RedisModuleCtx *ctx);
 bool readers_may_read(const Readers *r, Slice key);
 void readers_free(Readers *r);
 extern bool ai_nested_call; /* under the Redis lock: the command that runs now was called by redis.execute */
-/* Takes a reference on the model `key` of the job's database; NULL and a static error. Worker, takes the Redis lock. */
-Program *redis_model(Job *job, Slice key, const char **error);
+extern const char *ai_nested_origin; /* likewise: the Caller's */
+/* Takes a reference on the model `key` of the caller's database; NULL and a static error. Worker, takes the Redis lock. */
+Program *redis_model(const Caller *caller, Slice key, const char **error);
+
+/* ---- flows*.c: AI flows, Python that clients register ----------------------------------------------------------------- */
+
+typedef enum { READER_COMMAND, READER_KEYS, READER_STREAM, READER_COUNT } FlowReader;
+typedef enum {
+    FLOW_ASLEEP, /* known, not run: this is a replica, FLOWS is no, or its source failed when it was executed again */
+    FLOW_WAKING, /* its source is being executed again: what comes for it waits */
+    FLOW_LIVE,
+    FLOW_GONE,   /* unregistered */
+} FlowState;
+
+/* One registration. Fields are fixed before it is listed, but for those marked. */
+typedef struct Flow {
+    atomic_int refs;
+    uint8_t reader;               /* FlowReader */
+    _Atomic uint8_t state;        /* FlowState; written under ai_lock */
+    bool exact;                   /* `prefix` is a whole key */
+    int ordinal;                  /* which register() of its source made it, from 0 */
+    char *id;
+    User *user;                   /* a reference: with whose rights it runs */
+    int db;                       /* of its events */
+    Names args;                   /* what it was registered with: name, value, name, value ...; a list repeats its name */
+    Slice trigger, prefix;        /* in args; {NULL, 0} when not given */
+    /* under ai_lock */
+    int64_t triggered, succeeded, failed, dropped;
+    char *last_error;
+    struct FlowItem *waiting, **waiting_tail; /* state WAKING: what came for it meanwhile */
+    bool seen;                    /* WAKING: its source has registered it again */
+    struct Flow *next;            /* in its source */
+} Flow;
+
+/* One RG.PYEXECUTE that registered something: executed again after a restart and on promotion, because functions cannot be stored. */
+typedef struct FlowSource {
+    atomic_int refs;
+    char *id;
+    User *user;
+    int db;
+    Blob *text;
+    Names requirements;
+    /* changed by the holder under ai_lock, read under either */
+    Flow *flows;
+    struct FlowSource *next;      /* in the table */
+    bool listed;
+    unsigned epoch;               /* counts sleeps and wakes: who answers for an earlier one is ignored. Under ai_lock */
+} FlowSource;
+
+typedef enum { ITEM_SOURCE, ITEM_TRIGGER, ITEM_EVENT, ITEM_STREAM, ITEM_DROP, ITEM_RUN } FlowItemKind;
+
+/* What the flow queue holds. Whoever took it owns it until it is answered. */
+typedef struct FlowItem {
+    uint8_t kind;                 /* FlowItemKind */
+    bool restoring, unblocking;   /* SOURCE */
+    bool counted;                 /* has a place in the bounded queue */
+    unsigned epoch;               /* SOURCE, restoring: of the source when it was posted */
+    int registered;               /* SOURCE: calls of flow_register so far */
+    FlowSource *source;           /* SOURCE: a reference */
+    Flow *flow;                   /* TRIGGER, EVENT, STREAM, DROP: a reference */
+    Flow *fresh;                  /* SOURCE: registered and not committed yet; references */
+    Job *job;                     /* SOURCE, TRIGGER: whose client waits, NULL = nobody. RUN: the job that ended */
+    uint64_t token;               /* RUN: what flow_start returned */
+    int db;
+    int nargs;
+    Slice *args;                  /* TRIGGER: the command's words after its name. In the arena, as what follows */
+    Slice key, event;             /* EVENT, STREAM */
+    Arena arena;
+    struct FlowItem *next, *same_bucket; /* under ai_lock */
+} FlowItem;
+
+extern RedisModuleType *ai_flows_type;
+extern _Atomic int64_t flows_triggered, flows_failed, flows_dropped, flows_outstanding;
+
+/* flows.c: registrations. Their table is changed by the holder under ai_lock, and read under either. */
+int flows_register(RedisModuleCtx *ctx); /* commands and type, after the configuration is known; logs and returns ERR when it cannot */
+void flows_wake(void);  /* holder: a master executes its sources again */
+void flows_sleep(void); /* holder: a replica runs nothing */
+void flows_loading(uint64_t subevent); /* holder */
+int flows_number(void); /* registrations; holder */
+FlowSource *flows_first(void);         /* holder, or a child that saves */
+FlowSource *flow_source_new(Slice id, const User *user, int db, Blob *text, Names requirements); /* takes over blob and names */
+void flow_source_unref(FlowSource *s);
+/* Takes over `args`. NULL and a static error when they are not those of a flow. */
+Flow *flow_new(Slice id, Slice reader, int ordinal, const FlowSource *source, Names args, const char **error);
+void flow_unref(Flow *f); /* any thread, NULL is fine */
+void flow_source_list(FlowSource *s); /* holder: into the table, its flows asleep; replaces one of the same id; takes over the reference */
+bool flow_remove(Slice id);           /* holder: false when nothing has that id */
+extern const char *const flow_readers[READER_COUNT];
+int cmd_rg_pyexecute(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_rg_trigger(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_rg_dumpregistrations(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_rg_unregister(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+/* Python, without the GIL. Commits what a source registered before it answers; false when the commit was refused, of which the client is
+ * told. Takes over the item and the arena, in which the answer lies. */
+bool flow_reply(FlowItem *item, Arena arena, ReplyNode *answer);
+void flow_fail(FlowItem *item, const char *error); /* takes over the item */
+void flow_done(FlowItem *item, const char *error); /* EVENT, STREAM, DROP: the same; NULL = it went well */
+/* During a source: its id, RedisModule_Alloc'ed, or NULL and a static error. Takes over `args`. */
+char *flow_register(FlowItem *item, Slice reader, Names args, const char **error);
+const char *flow_unregister(const Caller *caller, Slice id); /* takes the Redis lock; NULL or a static error */
+void flow_count(Slice id, const char *error); /* a trigger ended; NULL = well */
+
+/* flow_queue.c */
+FlowItem *flow_item(FlowItemKind kind, Flow *flow, Job *job); /* takes over the job; a reference on the flow */
+void flow_item_free(FlowItem *item);
+bool flow_queue_full(void);
+void flow_post(FlowItem *item);        /* any thread; takes ai_lock */
+void flow_post_locked(FlowItem *item);
+/* Under ai_lock: of each stream one notice waits at most. Who makes one asks and enters it; who throws one away unposted takes it out. */
+bool flow_stream_waits(const Flow *flow, Slice key);
+void flow_stream_enter(FlowItem *item);
+void flow_stream_leave(FlowItem *item);
+void flow_send(FlowItem *item);        /* holder: to its flow: into the queue, or to what waits until it has woken (flows.c) */
+FlowItem *flow_next(void);             /* Python, without the GIL: waits. NULL: the server stops */
+void flow_queue_close(void);
+
+/* flow_events.c */
+void flow_events_want(RedisModuleCtx *ctx); /* holder: from now on keyspace events are looked at */
+
+/* flow_run.c: runs that flows start, on the same run queues as those of clients. */
+/* Without the GIL, takes the Redis lock. A token, or 0 and an error text (in the arena or static). The end arrives as ITEM_RUN. */
+uint64_t flow_start(const Caller *caller, const Slice *argv, int argc, Tensor *const *tensors, int ntensors, Arena *arena, const char **error);
+void flow_run_ended(Job *job);         /* any thread, no lock held: job_finish for a job without a client */
+
+/* flow_persist.c: RDB, AOF, replication. */
+int flow_persist_register(RedisModuleCtx *ctx);
+void flow_replicate_add(RedisModuleCtx *ctx, const FlowSource *s);
+void flow_replicate_remove(RedisModuleCtx *ctx, Slice id);
+void flow_persist_subscribe(RedisModuleCtx *ctx);
+int cmd_config_flow(RedisModuleCtx *ctx, RedisModuleString **argv, int argc); /* AI.CONFIG _FLOW: from a master and from an AOF only */
 
 /* ---- persist.c: RDB, AOF and the other callbacks of the three data types -------------------------------------------- */
 
@@ -560,6 +719,8 @@ typedef struct Config {
     _Atomic int64_t model_chunk_size;                      /* bytes */
     _Atomic int64_t max_tensor_bytes, max_model_bytes, max_script_bytes, max_queue; /* INT64_MAX = no limit */
     bool allow_file_ops;
+    bool flows;                                    /* RG.*: clients may send Python */
+    _Atomic int64_t flows_timeout;                 /* ms until a flow's client is answered with an error, 0 = none */
     char *backends_path;                           /* shown, never opened */
     char *python;                                  /* load argument PYTHON, or NULL */
     bool eager[BACKEND_COUNT];                     /* named as load arguments */
@@ -609,8 +770,24 @@ typedef struct Shim {
     void (*batch_split)(Batch *, Batch **);
     bool (*watch_overdue)(Overdue *);
     bool (*watch_still_runs)(const Overdue *);
-    void (*redis_execute)(Job *, const Slice *, int, Arena *, ReplyNode *);
-    Program *(*redis_model)(Job *, Slice, const char **);
+    void (*redis_execute)(const Caller *, const Slice *, int, Arena *, ReplyNode *);
+    void (*redis_transaction)(const Caller *, const CommandLine *, int, Arena *, ReplyNode *);
+    Program *(*redis_model)(const Caller *, Slice, const char **);
+    User *(*user_ref)(User *);
+    void (*user_unref)(User *);
+    FlowItem *(*flow_next)(void);
+    bool (*flow_reply)(FlowItem *, Arena, ReplyNode *);
+    void (*flow_fail)(FlowItem *, const char *);
+    void (*flow_done)(FlowItem *, const char *);
+    char *(*flow_register)(FlowItem *, Slice, Names, const char **);
+    const char *(*flow_unregister)(const Caller *, Slice);
+    void (*flow_count)(Slice, const char *);
+    uint64_t (*flow_start)(const Caller *, const Slice *, int, Tensor *const *, int, Arena *, const char **);
+    void (*flow_item_free)(FlowItem *);
+    void (*names_free)(Names *);
+    void (*job_free)(Job *);
+    void *(*arena_alloc)(Arena *, size_t);
+    Slice (*arena_copy)(Arena *, Slice);
     void (*arena_free)(Arena *);
     void *(*alloc)(size_t);
     void (*free)(void *);

@@ -232,6 +232,15 @@ static const Arg scriptrun_args[] = {
 static const Arg dag_args[] = {DAG_ROUTING, DAG_LOADS, DAG_PERSISTS, OPTIONAL_TIMEOUT, DAG_OPS, NO_MORE};
 static const Arg dag_ro_args[] = {DAG_ROUTING, DAG_LOADS, OPTIONAL_TIMEOUT, DAG_OPS, NO_MORE};
 
+static const Arg pyexecute_args[] = {
+    ARG("source", STRING),
+    TOKEN("unblocking", "UNBLOCKING", OPTIONAL),
+    ARG("requirement", STRING, .token = "REQUIREMENTS", LIST_OR_NONE),
+    NO_MORE,
+};
+static const Arg trigger_args[] = {ARG("trigger", STRING), ARG("arg", STRING, LIST_OR_NONE), NO_MORE};
+static const Arg unregister_args[] = {ARG("id", STRING), NO_MORE};
+
 /* ---- the table ------------------------------------------------------------------------------------------------------ */
 
 #define BY_BYTES "O(N), N being the bytes of the tensor"
@@ -287,6 +296,18 @@ static const Command commands[] = {
      BY_DAG_RUN, NULL, dag_ro_keys, dag_ro_args},
 };
 
+/* AI flows, with FLOWS yes. Those marked admin are in @admin and @dangerous on every server: a source is code that runs in the server. */
+static const Command flow_commands[] = {
+    {"rg.pyexecute", cmd_rg_pyexecute, "write deny-oom deny-script admin", 0, 0, 0, "Executes Python in the server, to register flows.",
+     "the time that the source takes", NULL, NULL, pyexecute_args},
+    {"rg.trigger", cmd_rg_trigger, "write deny-oom", 0, 0, 0, "Runs the flow that was registered with a trigger.",
+     "the time that the flow takes", "nondeterministic_output", NULL, trigger_args},
+    {"rg.dumpregistrations", cmd_rg_dumpregistrations, "readonly admin", 0, 0, 0, "Lists the registered flows, with counters.",
+     "O(N), N being the number of registered flows", "nondeterministic_output", NULL, NULL},
+    {"rg.unregister", cmd_rg_unregister, "write admin", 0, 0, 0, "Removes a registered flow.", "O(N), N being the number of registered flows",
+     NULL, NULL, unregister_args},
+};
+
 /* ---- registration --------------------------------------------------------------------------------------------------- */
 
 static bool describe(const Command *c, RedisModuleCommand *command) {
@@ -303,11 +324,12 @@ static bool describe(const Command *c, RedisModuleCommand *command) {
     return RedisModule_SetCommandInfo(command, &info) == REDISMODULE_OK;
 }
 
-/* The categories that a server without this function derives from the flags, and our own where it may be added: none of ours is
+/* The categories that a server without this function derives from the flags, and our own where it may be added: of AI.* none is
  * @dangerous or @admin, not even AI.CONFIG, which ordinary clients ask for MODEL_CHUNK_SIZE before each store. */
 static bool categorize(const Command *c, RedisModuleCommand *command, bool own) {
-    char categories[32];
-    snprintf(categories, sizeof categories, "%s slow%s", strstr(c->flags, "write") ? "write" : "read", own ? " ai" : "");
+    char categories[64];
+    snprintf(categories, sizeof categories, "%s slow%s%s", strstr(c->flags, "write") ? "write" : "read",
+             strstr(c->flags, "admin") ? " admin dangerous" : "", own ? " ai" : "");
     return RedisModule_SetCommandACLCategories(command, categories) == REDISMODULE_OK;
 }
 
@@ -321,12 +343,20 @@ static bool register_one(RedisModuleCtx *ctx, const Command *c, bool own) {
     return true;
 }
 
-int commands_register(RedisModuleCtx *ctx) {
-    bool own = RedisModule_AddACLCategory && RedisModule_AddACLCategory(ctx, "ai") == REDISMODULE_OK;
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
-        if (register_one(ctx, &commands[i], own)) continue;
-        ai_log("warning", "could not register command %s", commands[i].name);
+static bool own_category; /* the server has @ai */
+
+static int register_all(RedisModuleCtx *ctx, const Command *table, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (register_one(ctx, &table[i], own_category)) continue;
+        ai_log("warning", "could not register command %s", table[i].name);
         return REDISMODULE_ERR;
     }
     return REDISMODULE_OK;
 }
+
+int commands_register(RedisModuleCtx *ctx) {
+    own_category = RedisModule_AddACLCategory && RedisModule_AddACLCategory(ctx, "ai") == REDISMODULE_OK;
+    return register_all(ctx, commands, sizeof commands / sizeof *commands);
+}
+
+int commands_register_flows(RedisModuleCtx *ctx) { return register_all(ctx, flow_commands, sizeof flow_commands / sizeof *flow_commands); }

@@ -192,6 +192,8 @@ static const Option options[] = {
     {"MAX_SCRIPT_BYTES", "max-script-bytes", set_number, enlist_number, &config.max_script_bytes, .limit = true, .shown = true,
      .flags = CONFIG_MEMORY},
     {"ALLOW_FILE_OPS", "allow-file-ops", set_yes_no, enlist_yes_no, .flag = &config.allow_file_ops, .flags = CONFIG_IMMUTABLE},
+    {"FLOWS", "flows", set_yes_no, enlist_yes_no, .flag = &config.flows, .flags = CONFIG_IMMUTABLE},
+    {"FLOWS_TIMEOUT", "flows-timeout", set_number, enlist_number, &config.flows_timeout, .flags = CONFIG_IMMUTABLE},
     {"PYTHON", "python", set_text, enlist_text, .text = &config.python, .flags = CONFIG_IMMUTABLE},
 };
 enum { OPTIONS = sizeof options / sizeof *options };
@@ -346,6 +348,7 @@ int cmd_config(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
         {"BACKENDSPATH", set_backends_path},
         {"MODEL_CHUNK_SIZE", set_model_chunk_size},
         {"GET", get},
+        {"_FLOW", cmd_config_flow}, /* from a master or an AOF: see flow_persist.c */
     };
     if (argc < 2) return RedisModule_WrongArity(ctx);
     for (size_t i = 0; i < sizeof subcommands / sizeof *subcommands; i++)

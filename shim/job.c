@@ -2,7 +2,8 @@
  *
  * 1. A job takes references on every value its command names when it arrives; what happens to the keys later does not change what it sees.
  * 2. It reaches job_finish() exactly once, from whichever thread ends it last: a worker, the timer, the loader, or the holder. From
- *    there the reply phase runs on the main thread, and then job_free(), also there.
+ *    there the reply phase runs on the main thread, and then job_free(), also there. A run that a flow started has no client: it ends in
+ *    the flow queue, without the Redis lock, because who waits for it may hold that.
  * 3. Ops of one device run in text order, those of different devices side by side. An op starts when its inputs exist. What can never
  *    start, because an op it needs gave no tensor, is passed over.
  * 4. Blocking a client where Redis forbids it aborts the server: may_block() decides, job_block() is the only caller of RM_BlockClient. */
@@ -52,7 +53,7 @@ void job_free(Job *job) {
     plan_release(&job->plan);
     if (job->program) program_unref(job->program);
     for (int i = 0; i < job->nheld; i++) RedisModule_FreeString(NULL, job->held[i]);
-    if (job->user) RedisModule_FreeString(NULL, job->user);
+    user_unref(job->user);
     if (job->error) RedisModule_Free(job->error);
     arena_free(&job->arena);
     RedisModule_Free(job);
@@ -288,6 +289,10 @@ static void unblock(Job *job) {
 }
 
 void job_finish(Job *job) {
+    if (job->item) {
+        flow_run_ended(job);
+        return;
+    }
     if (writes_paused && writes(job)) {
         bool park;
         pthread_mutex_lock(&ai_lock);

@@ -72,16 +72,19 @@ static void leave(int status, void *unused) {
 static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
     ai_log("notice", "Clearing resources on shutdown");
     runqueues_close();
+    flow_queue_close();
     on_exit(leave, NULL);
 }
 
 static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
+    flows_loading(sub);
     if (sub == LOADING_ENDED && !ai_is_replica) persist_open_all();
 }
 
 static void on_role(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
     ai_is_replica = sub == ROLE_NOW_REPLICA;
-    if (!ai_is_replica) persist_open_all();
+    if (ai_is_replica) flows_sleep();
+    else persist_open_all(), flows_wake();
 }
 
 static void on_loop(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
@@ -104,6 +107,7 @@ static void subscribe(RedisModuleCtx *ctx) {
     if (ai_server_version >= SERVER_7_0) RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){ EVENT_EVENTLOOP, 1 }, on_loop);
     else RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){ EVENT_CRON_LOOP, 1 }, on_cron);
     persist_subscribe(ctx);
+    flow_persist_subscribe(ctx);
     ai_is_replica = (RedisModule_GetContextFlags(ctx) & CTX_SLAVE) != 0;
 }
 
@@ -153,7 +157,8 @@ static int load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     ai_can_trim = arguments_may_be_kept(ctx);
     if (RedisModule_RegisterInfoFunc(ctx, stats_info) != REDISMODULE_OK) return REDISMODULE_ERR;
     if (persist_register(ctx) != REDISMODULE_OK || commands_register(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
-    if (config_load(ctx, argv, argc) != REDISMODULE_OK || start(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
+    if (config_load(ctx, argv, argc) != REDISMODULE_OK || flows_register(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
+    if (start(ctx) != REDISMODULE_OK) return REDISMODULE_ERR;
     subscribe(ctx);
     trap_install();
     return REDISMODULE_OK;

@@ -9,7 +9,11 @@
  *   Worker          a thread's place at a run queue: pop() waits for a batch
  *   Opening         a program to open; dropped without an answer, it answers with an error
  *   BackendRequest  a backend to import
- *   ReplyError      an error inside a reply of redis.execute */
+ *   ReplyError      an error inside a reply of redis.execute
+ *   FlowCall        a source to execute or a trigger to answer; dropped without an answer, it answers with an error
+ *   FlowEvent       a key has changed, or a stream has grown; dropped, it counts as failed
+ *   FlowRun         the end of a run that a flow started
+ *   FlowUser        with whose rights a flow runs */
 #include "py.h"
 
 #include "ai.h"
@@ -537,35 +541,57 @@ static PyObject *batch_split_(PyBatch *self, PyObject *unused) {
     return list;
 }
 
-/* argv: a sequence of bytes. */
-static PyObject *batch_execute(PyBatch *self, PyObject *argv) {
-    Batch *b = batch_peek(self);
-    PyObject *list = b ? PySequence_Fast(argv, "argv must be a sequence of bytes") : NULL;
-    if (!list) return NULL;
-    int n = (int)PySequence_Fast_GET_SIZE(list);
-    Slice *words = PyMem_Malloc(((size_t)n + 1) * sizeof(*words));
-    PyObject *result = NULL;
-    Arena arena = { 0 };
-    ReplyNode reply;
-    bool ok = words && n > 0;
+/* Words of a command, and what keeps them alive. */
+typedef struct Line {
+    PyObject *list;
+    Slice *words;
+    int n;
+} Line;
+
+static void line_free(Line *line) {
+    PyMem_Free(line->words);
+    Py_CLEAR(line->list);
+}
+
+/* From a sequence of bytes, which must not be empty. False with an exception; nothing to free. */
+static bool line_from(PyObject *argv, Line *line) {
+    *line = (Line){ PySequence_Fast(argv, "argv must be a sequence of bytes"), NULL, 0 };
+    if (!line->list) return false;
+    line->n = (int)PySequence_Fast_GET_SIZE(line->list);
+    line->words = PyMem_Malloc(((size_t)line->n + 1) * sizeof(*line->words));
+    bool ok = line->words && line->n > 0;
     if (!ok) PyErr_SetString(PyExc_ValueError, "a command needs a name");
-    for (int i = 0; ok && i < n; i++) {
+    for (int i = 0; ok && i < line->n; i++) {
         Py_ssize_t len;
         char *p;
-        ok = PyBytes_AsStringAndSize(PySequence_Fast_GET_ITEM(list, i), &p, &len) == 0;
-        if (ok) words[i] = (Slice){ p, (size_t)len };
+        ok = PyBytes_AsStringAndSize(PySequence_Fast_GET_ITEM(line->list, i), &p, &len) == 0;
+        if (ok) line->words[i] = (Slice){ p, (size_t)len };
     }
-    if (ok) {
-        Job *job = b->ops[0]->job; /* scripts are never batched */
-        Py_BEGIN_ALLOW_THREADS
-        shim->redis_execute(job, words, n, &arena, &reply);
-        Py_END_ALLOW_THREADS
-        result = reply_object(&reply);
-        shim->arena_free(&arena);
-    }
-    PyMem_Free(words);
-    Py_DECREF(list);
+    if (!ok) line_free(line);
+    return ok;
+}
+
+static PyObject *execute(const Caller *caller, PyObject *argv) {
+    Arena arena = { 0 };
+    ReplyNode reply;
+    Line line;
+    if (!line_from(argv, &line)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    shim->redis_execute(caller, line.words, line.n, &arena, &reply);
+    Py_END_ALLOW_THREADS
+    PyObject *result = reply_object(&reply);
+    shim->arena_free(&arena);
+    line_free(&line);
     return result;
+}
+
+static Caller caller_of(const Job *job) { return (Caller){ job->user, job->db, job->origin }; }
+
+static PyObject *batch_execute(PyBatch *self, PyObject *argv) {
+    Batch *b = batch_peek(self);
+    if (!b) return NULL;
+    Caller caller = caller_of(b->ops[0]->job); /* scripts are never batched */
+    return execute(&caller, argv);
 }
 
 /* ---- redisAI.model_execute: a model found by key, held while it runs --------------------------------------------------------------- */
@@ -611,11 +637,11 @@ static PyObject *batch_model(PyBatch *self, PyObject *key) {
     Py_ssize_t n;
     char *p;
     if (!b || PyBytes_AsStringAndSize(key, &p, &n) < 0) return NULL;
-    Job *job = b->ops[0]->job;
+    Caller caller = caller_of(b->ops[0]->job);
     const char *error = NULL;
     Program *program;
     Py_BEGIN_ALLOW_THREADS
-    program = shim->redis_model(job, (Slice){ p, (size_t)n }, &error);
+    program = shim->redis_model(&caller, (Slice){ p, (size_t)n }, &error);
     if (program) error = shim->program_wait_open(program);
     Py_END_ALLOW_THREADS
     PyModel *model = error || !program ? NULL : PyObject_New(PyModel, &PyModel_Type);
@@ -939,6 +965,605 @@ static PyTypeObject PyBackendRequest_Type = {
     .tp_getset = backend_fields,
 };
 
+/* ---- flows: users ------------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    PyObject_HEAD
+    User *user; /* a reference; NULL = not known */
+} PyFlowUser;
+static PyTypeObject PyFlowUser_Type;
+
+static PyObject *flow_user_wrap(User *user) {
+    PyFlowUser *self = PyObject_New(PyFlowUser, &PyFlowUser_Type);
+    if (self) self->user = shim->user_ref(user);
+    return (PyObject *)self;
+}
+static void flow_user_dealloc(PyFlowUser *self) {
+    shim->user_unref(self->user);
+    PyObject_Free(self);
+}
+static PyObject *flow_user_get_name(PyFlowUser *self, void *unused) {
+    if (!self->user) Py_RETURN_NONE;
+    return text_of(self->user->name);
+}
+static PyGetSetDef flow_user_fields[] = {
+    { "name", (getter)flow_user_get_name, NULL, "For log lines; None when the server could not tell.", NULL },
+    { NULL, NULL, NULL, NULL, NULL },
+};
+static PyTypeObject PyFlowUser_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "redisai_py._redisai.FlowUser",
+    .tp_basicsize = sizeof(PyFlowUser),
+    .tp_dealloc = (destructor)flow_user_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "An ACL user, with whose rights a flow runs. Rights are looked up at each command.",
+    .tp_getset = flow_user_fields,
+};
+
+/* ---- flows: answers, Python -> C ---------------------------------------------------------------------------------------------------------- */
+
+enum { ANSWER_DEPTH = 32 };
+
+static bool node_from(PyObject *value, Arena *arena, ReplyNode *node, int depth);
+
+static bool node_from_text(PyObject *value, Arena *arena, ReplyNode *node, NodeKind kind) {
+    PyObject *bytes = PyUnicode_Check(value) ? PyUnicode_AsEncodedString(value, "utf-8", "surrogateescape") : Py_NewRef(value);
+    if (!bytes) { /* a lone surrogate that stands for no byte */
+        PyErr_Clear();
+        bytes = PyUnicode_AsEncodedString(value, "utf-8", "backslashreplace");
+    }
+    char *p;
+    Py_ssize_t n;
+    bool ok = bytes && PyBytes_AsStringAndSize(bytes, &p, &n) == 0;
+    if (ok) *node = (ReplyNode){ .kind = kind, .bytes = shim->arena_copy(arena, (Slice){ p, (size_t)n }) };
+    Py_XDECREF(bytes);
+    if (ok && kind == NODE_STATUS)
+        for (char *c = (char *)node->bytes.p; *c; c++)
+            if (*c == '\r' || *c == '\n') *c = ' ';
+    return ok;
+}
+
+static bool node_from_str_of(PyObject *value, Arena *arena, ReplyNode *node) {
+    PyObject *line = PyObject_Str(value);
+    bool ok = line && node_from_text(line, arena, node, NODE_BULK);
+    Py_XDECREF(line);
+    return ok;
+}
+
+static bool node_from_int(PyObject *value, Arena *arena, ReplyNode *node) {
+    int overflow;
+    node->integer = PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (overflow) return node_from_str_of(value, arena, node);
+    node->kind = NODE_INTEGER;
+    return !PyErr_Occurred();
+}
+
+/* ("+", text), ("-", text) */
+static bool node_from_pair(PyObject *pair, Arena *arena, ReplyNode *node) {
+    const char *sign;
+    PyObject *line;
+    if (!PyArg_ParseTuple(pair, "sO", &sign, &line)) return false;
+    NodeKind kind = strcmp(sign, "+") == 0 ? NODE_STATUS : strcmp(sign, "-") == 0 ? NODE_ERROR : NODE_NULL;
+    if (kind != NODE_NULL) return node_from_text(line, arena, node, kind);
+    PyErr_SetString(PyExc_ValueError, "a pair in an answer begins with '+' or '-'");
+    return false;
+}
+
+static bool node_from_list(PyObject *list, Arena *arena, ReplyNode *node, int depth) {
+    Py_ssize_t n = PyList_GET_SIZE(list);
+    if (depth == ANSWER_DEPTH || n > INT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "an answer nests too deep");
+        return false;
+    }
+    node->kind = NODE_ARRAY;
+    node->n = (int)n;
+    node->items = shim->arena_alloc(arena, (size_t)n * sizeof(*node->items));
+    for (Py_ssize_t i = 0; i < n; i++) { /* str() of an element may shorten the list */
+        PyObject *item = PyList_GetItem(list, i);
+        if (!item) return false;
+        Py_INCREF(item);
+        bool ok = node_from(item, arena, &node->items[i], depth + 1);
+        Py_DECREF(item);
+        if (!ok) return false;
+    }
+    return true;
+}
+
+static bool node_from(PyObject *value, Arena *arena, ReplyNode *node, int depth) {
+    *node = (ReplyNode){ .kind = NODE_NULL };
+    if (value == Py_None) return true;
+    if (PyLong_Check(value)) return node_from_int(value, arena, node);
+    if (PyFloat_Check(value)) return node_from_str_of(value, arena, node);
+    if (PyUnicode_Check(value) || PyBytes_Check(value)) return node_from_text(value, arena, node, NODE_BULK);
+    if (PyTuple_Check(value)) return node_from_pair(value, arena, node);
+    if (PyList_Check(value)) return node_from_list(value, arena, node, depth);
+    PyErr_Format(PyExc_TypeError, "an answer cannot hold %.100s", Py_TYPE(value)->tp_name);
+    return false;
+}
+
+/* ---- flows: FlowCall ------------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    PyObject_HEAD
+    FlowItem *item; /* NULL once answered */
+} PyFlowCall;
+static PyTypeObject PyFlowCall_Type;
+
+static FlowItem *flow_call_peek(PyFlowCall *self) {
+    if (!self->item) PyErr_SetString(PyExc_RuntimeError, "the call was answered already");
+    return self->item;
+}
+
+static FlowItem *flow_call_take(PyFlowCall *self) {
+    FlowItem *item = flow_call_peek(self);
+    self->item = NULL;
+    return item;
+}
+
+static void flow_item_fail(FlowItem *item, const char *error) {
+    Py_BEGIN_ALLOW_THREADS
+    if (item->kind == ITEM_SOURCE || item->kind == ITEM_TRIGGER) shim->flow_fail(item, error);
+    else shim->flow_done(item, error);
+    Py_END_ALLOW_THREADS
+}
+
+static void flow_call_dealloc(PyFlowCall *self) {
+    if (self->item) flow_item_fail(self->item, "ERR the flow was dropped by an internal error");
+    PyObject_Free(self);
+}
+
+static PyObject *flow_call_reply(PyFlowCall *self, PyObject *value) {
+    Arena arena = { 0 };
+    FlowItem *item = flow_call_peek(self);
+    if (!item) return NULL;
+    if (item->kind == ITEM_DROP) Py_RETURN_TRUE;
+    ReplyNode *node = shim->arena_alloc(&arena, sizeof(*node));
+    if (!node_from(value, &arena, node, 0)) {
+        shim->arena_free(&arena);
+        return NULL;
+    }
+    if (!(item = flow_call_take(self))) { /* answered by another thread meanwhile, in str() of an element */
+        shim->arena_free(&arena);
+        return NULL;
+    }
+    bool counts;
+    Py_BEGIN_ALLOW_THREADS
+    counts = shim->flow_reply(item, arena, node);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(counts);
+}
+
+static PyObject *flow_call_fail(PyFlowCall *self, PyObject *message) {
+    if (!flow_call_peek(self)) return NULL;
+    if (self->item->kind == ITEM_DROP) Py_RETURN_NONE;
+    PyObject *bytes = PyUnicode_AsEncodedString(message, "utf-8", "backslashreplace");
+    if (!bytes) return NULL;
+    flow_item_fail(flow_call_take(self), PyBytes_AS_STRING(bytes));
+    Py_DECREF(bytes);
+    Py_RETURN_NONE;
+}
+
+static PyObject *flow_call_get_kind(PyFlowCall *self, void *unused) {
+    static const char *const kinds[] = { [ITEM_SOURCE] = "source", [ITEM_TRIGGER] = "trigger", [ITEM_DROP] = "drop" };
+    const FlowItem *item = flow_call_peek(self);
+    return item ? PyUnicode_FromString(kinds[item->kind]) : NULL;
+}
+static PyObject *flow_call_get_id(PyFlowCall *self, void *unused) {
+    const FlowItem *item = flow_call_peek(self);
+    return item ? PyUnicode_FromString(item->source ? item->source->id : item->flow->id) : NULL;
+}
+static PyObject *flow_call_get_source(PyFlowCall *self, void *unused) {
+    const FlowItem *item = flow_call_peek(self);
+    if (!item) return NULL;
+    return item->source ? bytes_of((Slice){ item->source->text->data, item->source->text->len }) : bytes_of((Slice){ "", 0 });
+}
+static PyObject *flow_call_get_restoring(PyFlowCall *self, void *unused) {
+    const FlowItem *item = flow_call_peek(self);
+    return item ? PyBool_FromLong(item->restoring) : NULL;
+}
+static PyObject *flow_call_get_unblocking(PyFlowCall *self, void *unused) {
+    const FlowItem *item = flow_call_peek(self);
+    return item ? PyBool_FromLong(item->unblocking) : NULL;
+}
+static PyObject *flow_call_get_argv(PyFlowCall *self, void *unused) {
+    const FlowItem *item = flow_call_peek(self);
+    if (!item) return NULL;
+    return item->source ? list_of(item->source->requirements.item, item->source->requirements.n) : list_of(item->args, item->nargs);
+}
+static PyObject *flow_call_get_user(PyFlowCall *self, void *unused) {
+    const FlowItem *item = flow_call_peek(self);
+    return item ? flow_user_wrap(item->source ? item->source->user : item->flow->user) : NULL;
+}
+static PyObject *flow_call_get_db(PyFlowCall *self, void *unused) {
+    const FlowItem *item = flow_call_peek(self);
+    return item ? PyLong_FromLong(item->db) : NULL;
+}
+static PyGetSetDef flow_call_fields[] = {
+    { "kind", (getter)flow_call_get_kind, NULL, "source, trigger or drop.", NULL },
+    { "id", (getter)flow_call_get_id, NULL, "Of the source (source) or of the registration (trigger, drop).", NULL },
+    { "source", (getter)flow_call_get_source, NULL, "Python to execute (source).", NULL },
+    { "restoring", (getter)flow_call_get_restoring, NULL, "It was executed before: it registers again and runs nothing.", NULL },
+    { "unblocking", (getter)flow_call_get_unblocking, NULL, "Its client has its answer already.", NULL },
+    { "argv", (getter)flow_call_get_argv, NULL, "The trigger and its arguments; of a source, its requirements.", NULL },
+    { "user", (getter)flow_call_get_user, NULL, "With whose rights it runs.", NULL },
+    { "db", (getter)flow_call_get_db, NULL, "The database that its client selected.", NULL },
+    { NULL, NULL, NULL, NULL, NULL },
+};
+static PyMethodDef flow_call_methods[] = {
+    { "reply", (PyCFunction)flow_call_reply, METH_O,
+      "reply(value): answers, after what a source registered has been entered. False when that was refused, of which the client reads." },
+    { "fail", (PyCFunction)flow_call_fail, METH_O, "fail(text): answers with an error; what a source registered is forgotten." },
+    { NULL, NULL, 0, NULL },
+};
+static PyTypeObject PyFlowCall_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "redisai_py._redisai.FlowCall",
+    .tp_basicsize = sizeof(PyFlowCall),
+    .tp_dealloc = (destructor)flow_call_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "A source to execute, a trigger to answer, or a registration that is gone.",
+    .tp_methods = flow_call_methods,
+    .tp_getset = flow_call_fields,
+};
+
+/* ---- flows: FlowEvent ------------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    PyObject_HEAD
+    FlowItem *item; /* NULL once done */
+} PyFlowEvent;
+static PyTypeObject PyFlowEvent_Type;
+
+static void flow_event_dealloc(PyFlowEvent *self) {
+    if (self->item) flow_item_fail(self->item, "ERR the event was dropped by an internal error");
+    PyObject_Free(self);
+}
+
+static FlowItem *flow_event_peek(PyFlowEvent *self) {
+    if (!self->item) PyErr_SetString(PyExc_RuntimeError, "the event was answered already");
+    return self->item;
+}
+
+static PyObject *flow_event_done(PyFlowEvent *self, PyObject *error) {
+    FlowItem *item = flow_event_peek(self);
+    if (!item) return NULL;
+    PyObject *bytes = error == Py_None ? NULL : PyUnicode_AsEncodedString(error, "utf-8", "backslashreplace");
+    if (!bytes && error != Py_None) return NULL;
+    self->item = NULL;
+    flow_item_fail(item, bytes ? PyBytes_AS_STRING(bytes) : NULL);
+    Py_XDECREF(bytes);
+    Py_RETURN_NONE;
+}
+
+#define FLOW_EVENT_FIELD(field, expression) \
+    static PyObject *flow_event_get_##field(PyFlowEvent *self, void *unused) { \
+        const FlowItem *item = flow_event_peek(self); \
+        return item ? (expression) : NULL; \
+    }
+FLOW_EVENT_FIELD(kind, PyUnicode_FromString(item->kind == ITEM_STREAM ? "stream" : "event"))
+FLOW_EVENT_FIELD(id, PyUnicode_FromString(item->flow->id))
+FLOW_EVENT_FIELD(key, bytes_of(item->key))
+FLOW_EVENT_FIELD(event, text_of(item->event))
+FLOW_EVENT_FIELD(db, PyLong_FromLong(item->db))
+FLOW_EVENT_FIELD(user, flow_user_wrap(item->flow->user))
+static PyGetSetDef flow_event_fields[] = {
+    { "kind", (getter)flow_event_get_kind, NULL, "event or stream.", NULL },
+    { "id", (getter)flow_event_get_id, NULL, "Of the registration.", NULL },
+    { "key", (getter)flow_event_get_key, NULL, "What has changed.", NULL },
+    { "event", (getter)flow_event_get_event, NULL, "How, in the server's words: hset, del, expired ...", NULL },
+    { "db", (getter)flow_event_get_db, NULL, "Where.", NULL },
+    { "user", (getter)flow_event_get_user, NULL, "With whose rights the flow runs.", NULL },
+    { NULL, NULL, NULL, NULL, NULL },
+};
+static PyMethodDef flow_event_methods[] = {
+    { "done", (PyCFunction)flow_event_done, METH_O, "done(None): it went well; done(text): it failed. Frees its place in the queue." },
+    { NULL, NULL, 0, NULL },
+};
+static PyTypeObject PyFlowEvent_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "redisai_py._redisai.FlowEvent",
+    .tp_basicsize = sizeof(PyFlowEvent),
+    .tp_dealloc = (destructor)flow_event_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "A key has changed, or a stream has grown.",
+    .tp_methods = flow_event_methods,
+    .tp_getset = flow_event_fields,
+};
+
+/* ---- flows: FlowRun --------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    unsigned long long token;
+    PyObject *error, *outputs;
+} PyFlowRun;
+static PyTypeObject PyFlowRun_Type;
+
+static void flow_run_dealloc(PyFlowRun *self) {
+    Py_XDECREF(self->error);
+    Py_XDECREF(self->outputs);
+    PyObject_Free(self);
+}
+
+static const char *run_error(const Job *job) {
+    if (job->timed_out) return "TIMEDOUT";
+    for (int i = 0; i < job->plan.nops; i++)
+        if (job->plan.ops[i].state == OP_FAILED) return job->plan.ops[i].error;
+    return NULL;
+}
+
+/* One tensor, or None, for each TENSORGET. */
+static PyObject *run_outputs(const Job *job, bool failed) {
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && !failed && i < job->plan.nops; i++) {
+        const Op *op = &job->plan.ops[i];
+        if (op->kind != OP_TENSORGET) continue;
+        Tensor *t = job->plan.slots[op->in[0]];
+        PyObject *item = t ? tensor_wrap(shim->tensor_ref(t)) : Py_NewRef(Py_None);
+        if (!item || PyList_Append(list, item) < 0) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+/* Takes over the item, and its job with it. */
+static PyObject *flow_run_wrap(FlowItem *item) {
+    Job *job = item->job;
+    PyFlowRun *self = PyObject_New(PyFlowRun, &PyFlowRun_Type);
+    if (self) {
+        const char *error = run_error(job);
+        self->token = item->token;
+        self->error = error ? PyUnicode_DecodeUTF8(error, (Py_ssize_t)strlen(error), "replace") : Py_NewRef(Py_None);
+        self->outputs = run_outputs(job, error != NULL);
+        if (!self->error || !self->outputs) Py_CLEAR(self);
+    }
+    Py_BEGIN_ALLOW_THREADS
+    shim->job_free(job);
+    shim->flow_item_free(item);
+    Py_END_ALLOW_THREADS
+    return (PyObject *)self;
+}
+
+static PyObject *flow_run_get_token(PyFlowRun *self, void *unused) { return PyLong_FromUnsignedLongLong(self->token); }
+static PyObject *flow_run_get_error(PyFlowRun *self, void *unused) { return Py_NewRef(self->error); }
+static PyObject *flow_run_get_outputs(PyFlowRun *self, void *unused) { return Py_NewRef(self->outputs); }
+static PyGetSetDef flow_run_fields[] = {
+    { "token", (getter)flow_run_get_token, NULL, "What flow_start returned.", NULL },
+    { "error", (getter)flow_run_get_error, NULL, "What went wrong; None: nothing.", NULL },
+    { "outputs", (getter)flow_run_get_outputs, NULL, "A Tensor for each TENSORGET, None where there is none; empty after an error.", NULL },
+    { NULL, NULL, NULL, NULL, NULL },
+};
+static PyTypeObject PyFlowRun_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "redisai_py._redisai.FlowRun",
+    .tp_basicsize = sizeof(PyFlowRun),
+    .tp_dealloc = (destructor)flow_run_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "The end of a run that a flow started.",
+    .tp_getset = flow_run_fields,
+};
+
+/* ---- flows: functions ------------------------------------------------------------------------------------------------------------------------- */
+
+/* Takes over the item. */
+static PyObject *flow_item_wrap(FlowItem *item) {
+    if (item->kind == ITEM_RUN) return flow_run_wrap(item);
+    bool event = item->kind == ITEM_EVENT || item->kind == ITEM_STREAM;
+    PyFlowCall *self = event ? (PyFlowCall *)PyObject_New(PyFlowEvent, &PyFlowEvent_Type) : PyObject_New(PyFlowCall, &PyFlowCall_Type);
+    if (self) self->item = item;
+    else flow_item_fail(item, "ERR not enough memory");
+    return (PyObject *)self;
+}
+_Static_assert(offsetof(PyFlowCall, item) == offsetof(PyFlowEvent, item), "flow_item_wrap fills either");
+
+static PyObject *next_flow(PyObject *self, PyObject *unused) {
+    FlowItem *item;
+    pthread_setname_np(pthread_self(), "ai-flows");
+    Py_BEGIN_ALLOW_THREADS
+    item = shim->flow_next();
+    Py_END_ALLOW_THREADS
+    if (!item) Py_RETURN_NONE;
+    return flow_item_wrap(item);
+}
+
+/* Bytes of a value in a registration's arguments: text as it is, everything else as str() has it. */
+static PyObject *argument_bytes(PyObject *value) {
+    if (PyBytes_Check(value)) return Py_NewRef(value);
+    PyObject *line = PyObject_Str(value);
+    PyObject *bytes = line ? PyUnicode_AsEncodedString(line, "utf-8", "surrogateescape") : NULL;
+    Py_XDECREF(line);
+    return bytes;
+}
+
+static bool append_argument(PyObject *words, PyObject *name, PyObject *value) {
+    PyObject *bytes[] = { argument_bytes(name), argument_bytes(value) };
+    bool ok = bytes[0] && bytes[1] && PyList_Append(words, bytes[0]) == 0 && PyList_Append(words, bytes[1]) == 0;
+    Py_XDECREF(bytes[0]);
+    Py_XDECREF(bytes[1]);
+    return ok;
+}
+
+/* name, value, name, value ...: a list repeats its name, None is left out, as is the reader. */
+static PyObject *argument_words(PyObject *spec) {
+    PyObject *words = PyList_New(0), *name, *value;
+    Py_ssize_t at = 0;
+    while (words && PyDict_Next(spec, &at, &name, &value)) {
+        if (value == Py_None || (PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "reader") == 0)) continue;
+        bool ok = true;
+        if (PyList_Check(value))
+            for (Py_ssize_t i = 0; ok && i < PyList_GET_SIZE(value); i++) ok = append_argument(words, name, PyList_GET_ITEM(value, i));
+        else
+            ok = append_argument(words, name, value);
+        if (!ok) Py_CLEAR(words);
+    }
+    return words;
+}
+
+static Slice slice_of_bytes(PyObject *bytes) { return (Slice){ PyBytes_AS_STRING(bytes), (size_t)PyBytes_GET_SIZE(bytes) }; }
+
+static bool argument_names(PyObject *words, Names *names) {
+    Py_ssize_t n = PyList_GET_SIZE(words);
+    Slice *items = PyMem_Malloc(((size_t)n + 1) * sizeof(*items));
+    if (!items) return PyErr_NoMemory() != NULL;
+    for (Py_ssize_t i = 0; i < n; i++) items[i] = slice_of_bytes(PyList_GET_ITEM(words, i));
+    *names = shim->names_new((int)n, items);
+    PyMem_Free(items);
+    return true;
+}
+
+static PyObject *flow_register_(PyObject *self, PyObject *args) {
+    PyFlowCall *call;
+    PyObject *spec;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyFlowCall_Type, &call, &PyDict_Type, &spec)) return NULL;
+    PyObject *reader = PyDict_GetItemString(spec, "reader");
+    Py_ssize_t n;
+    const char *reader_name = reader && PyUnicode_Check(reader) ? PyUnicode_AsUTF8AndSize(reader, &n) : NULL;
+    if (!reader_name) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "a registration needs a reader");
+        return NULL;
+    }
+    Names names = { 0, NULL };
+    PyObject *words = argument_words(spec), *id = NULL;
+    FlowItem *item = words && argument_names(words, &names) ? flow_call_peek(call) : NULL;
+    if (item && item->kind != ITEM_SOURCE) {
+        PyErr_SetString(PyExc_RuntimeError, "only a source registers flows");
+        item = NULL;
+    }
+    if (item) {
+        const char *error = NULL;
+        char *made;
+        call->item = NULL; /* ours while the GIL is free */
+        Py_BEGIN_ALLOW_THREADS
+        made = shim->flow_register(item, (Slice){ reader_name, (size_t)n }, names, &error);
+        Py_END_ALLOW_THREADS
+        call->item = item;
+        if (made) id = PyUnicode_FromString(made);
+        else PyErr_SetString(PyExc_ValueError, error);
+        shim->free(made);
+    } else {
+        shim->names_free(&names);
+    }
+    Py_XDECREF(words);
+    return id;
+}
+
+/* (user, db, argv or commands, ..., origin) */
+static Caller caller_from(PyFlowUser *user, int db, const char *origin) { return (Caller){ user->user, db, origin }; }
+
+static PyObject *flow_unregister_(PyObject *self, PyObject *args) {
+    const char *id;
+    Py_ssize_t n;
+    PyFlowUser *user;
+    if (!PyArg_ParseTuple(args, "s#O!", &id, &n, &PyFlowUser_Type, &user)) return NULL;
+    Caller caller = caller_from(user, 0, NULL);
+    const char *error;
+    Py_BEGIN_ALLOW_THREADS
+    error = shim->flow_unregister(&caller, (Slice){ id, (size_t)n });
+    Py_END_ALLOW_THREADS
+    if (!error) Py_RETURN_NONE;
+    PyErr_SetString(PyExc_ValueError, error);
+    return NULL;
+}
+
+static PyObject *flow_execute_(PyObject *self, PyObject *args) {
+    PyFlowUser *user;
+    int db;
+    PyObject *argv;
+    const char *origin;
+    if (!PyArg_ParseTuple(args, "O!iOz", &PyFlowUser_Type, &user, &db, &argv, &origin)) return NULL;
+    Caller caller = caller_from(user, db, origin);
+    return execute(&caller, argv);
+}
+
+static PyObject *transaction(const Caller *caller, const Line *lines, int n) {
+    Arena arena = { 0 };
+    CommandLine *commands = PyMem_Malloc(((size_t)n + 1) * sizeof(*commands));
+    ReplyNode *replies = PyMem_Malloc(((size_t)n + 1) * sizeof(*replies));
+    PyObject *list = commands && replies ? PyList_New(n) : PyErr_NoMemory();
+    if (list) {
+        for (int i = 0; i < n; i++) commands[i] = (CommandLine){ lines[i].words, lines[i].n };
+        Py_BEGIN_ALLOW_THREADS
+        shim->redis_transaction(caller, commands, n, &arena, replies);
+        Py_END_ALLOW_THREADS
+    }
+    for (int i = 0; list && i < n; i++) {
+        PyObject *reply = reply_object(&replies[i]);
+        if (!reply) Py_CLEAR(list);
+        else PyList_SET_ITEM(list, i, reply);
+    }
+    shim->arena_free(&arena);
+    PyMem_Free(commands);
+    PyMem_Free(replies);
+    return list;
+}
+
+static PyObject *flow_transaction_(PyObject *self, PyObject *args) {
+    PyFlowUser *user;
+    int db, done = 0;
+    PyObject *commands, *result = NULL;
+    const char *origin;
+    if (!PyArg_ParseTuple(args, "O!iOz", &PyFlowUser_Type, &user, &db, &commands, &origin)) return NULL;
+    PyObject *list = PySequence_Fast(commands, "commands must be a sequence");
+    if (!list) return NULL;
+    int n = (int)PySequence_Fast_GET_SIZE(list);
+    Line *lines = PyMem_Malloc(((size_t)n + 1) * sizeof(*lines));
+    while (lines && done < n && line_from(PySequence_Fast_GET_ITEM(list, done), &lines[done])) done++;
+    Caller caller = caller_from(user, db, origin);
+    if (!lines) PyErr_NoMemory();
+    else if (done == n) result = transaction(&caller, lines, n);
+    for (int i = 0; i < done; i++) line_free(&lines[i]);
+    PyMem_Free(lines);
+    Py_DECREF(list);
+    return result;
+}
+
+static PyObject *start(const Caller *caller, const Line *line, Tensor *const *tensors, int n) {
+    Arena arena = { 0 };
+    const char *error = NULL;
+    uint64_t token;
+    Py_BEGIN_ALLOW_THREADS
+    token = shim->flow_start(caller, line->words, line->n, tensors, n, &arena, &error);
+    Py_END_ALLOW_THREADS
+    if (!token) PyErr_Format(PyExc_ValueError, "%s", error);
+    shim->arena_free(&arena);
+    return token ? PyLong_FromUnsignedLongLong(token) : NULL;
+}
+
+static PyObject *flow_start_(PyObject *self, PyObject *args) {
+    PyFlowUser *user;
+    int db, filled = 0;
+    PyObject *argv, *given, *token = NULL;
+    const char *origin;
+    Line line;
+    if (!PyArg_ParseTuple(args, "O!iOOz", &PyFlowUser_Type, &user, &db, &argv, &given, &origin)) return NULL;
+    PyObject *list = PySequence_Fast(given, "tensors must be a sequence");
+    if (!list) return NULL;
+    int n = (int)PySequence_Fast_GET_SIZE(list);
+    Tensor **tensors = PyMem_Malloc(((size_t)n + 1) * sizeof(*tensors));
+    while (tensors && filled < n && tensor_from(PySequence_Fast_GET_ITEM(list, filled), &tensors[filled])) {
+        if (!tensors[filled]) break; /* None */
+        filled++;
+    }
+    if (!tensors) PyErr_NoMemory();
+    else if (filled < n && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "a tensor is missing");
+    Caller caller = caller_from(user, db, origin);
+    if (!PyErr_Occurred() && line_from(argv, &line)) {
+        token = start(&caller, &line, tensors, n);
+        line_free(&line);
+    }
+    for (int i = 0; i < filled; i++) shim->tensor_unref(tensors[i]);
+    PyMem_Free(tensors);
+    Py_DECREF(list);
+    return token;
+}
+
+static PyObject *flow_count_(PyObject *self, PyObject *args) {
+    const char *id, *error;
+    Py_ssize_t n;
+    int ok;
+    if (!PyArg_ParseTuple(args, "s#pz", &id, &n, &ok, &error)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    shim->flow_count((Slice){ id, (size_t)n }, ok ? NULL : error ? error : "");
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 /* ---- module functions ------------------------------------------------------------------------------------------------------------------- */
 
 static PyObject *attach(PyObject *self, PyObject *capsule) {
@@ -1054,9 +1679,10 @@ static PyObject *settings(PyObject *self, PyObject *unused) {
         Py_XDECREF(name);
     }
     if (!eager) return NULL;
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:N,s:N}", "intra_op", (long long)c->intra_op, "inter_op", (long long)c->inter_op, "workers",
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:N,s:N,s:N,s:L}", "intra_op", (long long)c->intra_op, "inter_op", (long long)c->inter_op, "workers",
                          (long long)c->threads_per_queue, "execution_timeout_ms", (long long)c->model_execution_timeout, "memory_limit",
-                         (long long)c->backend_memory_limit * 1000000, "allow_file_ops", PyBool_FromLong(c->allow_file_ops), "eager", eager);
+                         (long long)c->backend_memory_limit * 1000000, "allow_file_ops", PyBool_FromLong(c->allow_file_ops), "eager", eager,
+                         "flows", PyBool_FromLong(c->flows), "flows_timeout_ms", (long long)c->flows_timeout);
 }
 
 static PyMethodDef functions[] = {
@@ -1069,6 +1695,13 @@ static PyMethodDef functions[] = {
     { "backend_loaded", backend_loaded, METH_VARARGS, "backend_loaded(name, version): INFO shows it from now on." },
     { "meter", meter, METH_VARARGS, "meter(bytes, accesses): counts memory of ONNX Runtime." },
     { "settings", settings, METH_NOARGS, "A snapshot of the configuration, as a dict." },
+    { "next_flow", next_flow, METH_NOARGS, "Waits for what flows have to do: FlowCall, FlowEvent, FlowRun, or None when the server stops." },
+    { "flow_register", flow_register_, METH_VARARGS, "flow_register(call, spec): a flow of the source that `call` executes; its id." },
+    { "flow_unregister", flow_unregister_, METH_VARARGS, "flow_unregister(id, user): removes a registration." },
+    { "flow_execute", flow_execute_, METH_VARARGS, "flow_execute(user, db, argv, origin): one Redis command with the user's rights." },
+    { "flow_transaction", flow_transaction_, METH_VARARGS, "flow_transaction(user, db, commands, origin): commands in one hold of the Redis lock." },
+    { "flow_start", flow_start_, METH_VARARGS, "flow_start(user, db, argv, tensors, origin): starts a DAG; the token of its FlowRun." },
+    { "flow_count", flow_count_, METH_VARARGS, "flow_count(id, ok, error): how a trigger's run ended." },
     { NULL, NULL, 0, NULL },
 };
 
@@ -1081,7 +1714,9 @@ PyMODINIT_FUNC PyInit__redisai(void) {
         const char *name;
         PyTypeObject *type;
     } types[] = { { "Tensor", &PyTensor_Type }, { "Batch", &PyBatch_Type }, { "Worker", &PyWorker_Type }, { "Opening", &PyOpening_Type },
-                  { "BackendRequest", &PyBackendRequest_Type }, { "ReplyError", &PyReplyError_Type }, { "Model", &PyModel_Type } };
+                  { "BackendRequest", &PyBackendRequest_Type }, { "ReplyError", &PyReplyError_Type }, { "Model", &PyModel_Type },
+                  { "FlowCall", &PyFlowCall_Type }, { "FlowEvent", &PyFlowEvent_Type }, { "FlowRun", &PyFlowRun_Type },
+                  { "FlowUser", &PyFlowUser_Type } };
     PyObject *module = PyModule_Create(&definition);
     for (size_t i = 0; module && i < sizeof(types) / sizeof(types[0]); i++)
         if (PyType_Ready(types[i].type) < 0 || PyModule_AddObjectRef(module, types[i].name, (PyObject *)types[i].type) < 0) Py_CLEAR(module);

@@ -163,8 +163,11 @@ enum { CONFIG_IMMUTABLE = 1 << 0, CONFIG_MEMORY = 1 << 7, CONFIG_BITFLAGS = 1 <<
 enum { REPLY_UNKNOWN = -1, REPLY_STRING, REPLY_ERROR, REPLY_INTEGER, REPLY_ARRAY, REPLY_NULL, REPLY_MAP, REPLY_SET,
        REPLY_BOOL, REPLY_DOUBLE, REPLY_BIG_NUMBER, REPLY_VERBATIM };
 
-enum { EVENT_ROLE_CHANGED = 0, EVENT_FLUSHDB = 2, EVENT_LOADING = 3, EVENT_SHUTDOWN = 5, EVENT_CRON_LOOP = 8, EVENT_EVENTLOOP = 15 };
+enum { EVENT_ROLE_CHANGED = 0, EVENT_FLUSHDB = 2, EVENT_LOADING = 3, EVENT_SHUTDOWN = 5, EVENT_CRON_LOOP = 8, EVENT_FORK_CHILD = 13, EVENT_EVENTLOOP = 15 };
+enum { FORK_CHILD_BORN = 0 };
 enum { NOTIFY_GENERIC = 1 << 2, NOTIFY_MODULE = 1 << 13 };
+/* Every class from generic events to streams, and modules': not misses, new keys, and keys that are loaded. */
+enum { NOTIFY_CHANGES = 0x7FC | NOTIFY_MODULE };
 enum { FLUSHDB_START = 0 };
 enum { LOADING_ENDED = 3, LOADING_FAILED = 4 };
 enum { ROLE_NOW_MASTER = 0, ROLE_NOW_REPLICA = 1 };
@@ -217,6 +220,7 @@ enum { EVENTLOOP_BEFORE_SLEEP = 0 };
     R(char *, LoadStringBuffer, (RedisModuleIO *, size_t *), "LoadStringBuffer") \
     R(int, IsIOError, (RedisModuleIO *), "IsIOError") \
     R(void, EmitAOF, (RedisModuleIO *, const char *, const char *, ...), "EmitAOF") \
+    O(int, GetTypeMethodVersion, (void), "GetTypeMethodVersion") \
     O(const RedisModuleString *, GetKeyNameFromIO, (RedisModuleIO *), "GetKeyNameFromIO") \
     O(int, GetDbIdFromIO, (RedisModuleIO *), "GetDbIdFromIO") \
     O(const RedisModuleString *, GetToKeyNameFromOptCtx, (RedisModuleKeyOptCtx *), "GetToKeyNameFromOptCtx") \

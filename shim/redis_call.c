@@ -1,4 +1,5 @@
-/* redis_call.c -- redis.execute: a Redis command run by a script, from a worker, with the rights of the client that called the script.
+/* redis_call.c -- redis.execute: a Redis command run by a script or a flow, off the main thread, with the rights of the client that called the
+ * script or registered the flow.
  *
  * 1. Order of locks: the caller has dropped the GIL; here the Redis lock is taken, everything is copied out, the lock is dropped. Python
  *    objects are made after that.
@@ -17,9 +18,41 @@
 
 /* Under the Redis lock: a command of ours that runs now was called from here, and for whom. */
 bool ai_nested_call;
-static RedisModuleString *nested_user;
+const char *ai_nested_origin;
+static const User *nested_user;
 
 enum { MAX_DEPTH = 32 };
+
+/* ---- users ------------------------------------------------------------------------------------------------------------------------ */
+
+User *user_new(Slice name) {
+    User *u = RedisModule_Alloc(sizeof(*u));
+    atomic_init(&u->refs, 1);
+    u->name = (Slice){ slice_dup(name), name.n };
+    return u;
+}
+
+User *user_ref(User *u) {
+    if (u) atomic_fetch_add_explicit(&u->refs, 1, memory_order_relaxed);
+    return u;
+}
+
+void user_unref(User *u) {
+    if (!u || atomic_fetch_sub_explicit(&u->refs, 1, memory_order_acq_rel) != 1) return;
+    RedisModule_Free((char *)u->name.p);
+    RedisModule_Free(u);
+}
+
+static RedisModuleString *string_of(Slice s) { return RedisModule_CreateString(NULL, s.p, s.n); }
+
+/* The server's own view of a user; NULL: deleted or not known. */
+static RedisModuleUser *server_user(const User *u) {
+    if (!u) return NULL;
+    RedisModuleString *name = string_of(u->name);
+    RedisModuleUser *user = RedisModule_GetModuleUserFromUserName(name);
+    RedisModule_FreeString(NULL, name);
+    return user;
+}
 
 /* ---- copying a reply out ------------------------------------------------------------------------------------------------------ */
 
@@ -156,8 +189,8 @@ static const char *refusal(RedisModuleCtx *ctx, const Slice *argv, int argc, boo
 
 /* ---- what the caller may do --------------------------------------------------------------------------------------------------------- */
 
-static bool reply_has_all(RedisModuleCtx *ctx, RedisModuleString *user, const char *const *wanted) {
-    RedisModuleCallReply *reply = RedisModule_Call(ctx, "ACL", "cs", "GETUSER", user);
+static bool reply_has_all(RedisModuleCtx *ctx, Slice user, const char *const *wanted) {
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, "ACL", "cb", "GETUSER", user.p, user.n);
     bool all = reply && RedisModule_CallReplyType(reply) == REPLY_ARRAY && RedisModule_CallReplyLength(reply) >= 2;
     RedisModuleCallReply *flags = all ? RedisModule_CallReplyArrayElement(reply, 1) : NULL;
     for (; all && *wanted; wanted++) {
@@ -170,11 +203,11 @@ static bool reply_has_all(RedisModuleCtx *ctx, RedisModuleString *user, const ch
 
 static const char NOPERM[] = "NOPERM this user has no permissions to run this command or to access its keys";
 
-static const char *permission(RedisModuleCtx *ctx, Job *job, RedisModuleString **argv, int argc) {
+static const char *permission(RedisModuleCtx *ctx, const Caller *caller, RedisModuleString **argv, int argc) {
     static const char *const unrestricted[] = { "on", "allkeys", "allcommands", NULL };
-    if (!job->user) return NOPERM;
-    if (!RedisModule_ACLCheckCommandPermissions) return reply_has_all(ctx, job->user, unrestricted) ? NULL : NOPERM;
-    RedisModuleUser *user = RedisModule_GetModuleUserFromUserName(job->user);
+    if (!caller->user) return NOPERM;
+    if (!RedisModule_ACLCheckCommandPermissions) return reply_has_all(ctx, caller->user->name, unrestricted) ? NULL : NOPERM;
+    RedisModuleUser *user = server_user(caller->user);
     if (!user) return NOPERM; /* deleted since; one who is switched off keeps what is open, as elsewhere in the server */
     errno = 0;
     bool allowed = RedisModule_ACLCheckCommandPermissions(user, argv, argc) == REDISMODULE_OK;
@@ -183,19 +216,24 @@ static const char *permission(RedisModuleCtx *ctx, Job *job, RedisModuleString *
     return allowed ? NULL : why == ENOENT || why == EINVAL ? strerror(why) : NOPERM;
 }
 
-RedisModuleString *redis_caller(RedisModuleCtx *ctx) {
-    if (RedisModule_GetCurrentUserName) return RedisModule_GetCurrentUserName(ctx);
+User *redis_caller(RedisModuleCtx *ctx) {
+    if (RedisModule_GetCurrentUserName) {
+        RedisModuleString *current = RedisModule_GetCurrentUserName(ctx);
+        User *u = current ? user_new(slice_of(current)) : NULL;
+        if (current) RedisModule_FreeString(NULL, current);
+        return u;
+    }
     /* 6.2: the client list names the user. */
     RedisModuleCallReply *reply = RedisModule_Call(ctx, "CLIENT", "ccl", "LIST", "ID", (long long)RedisModule_GetClientId(ctx));
     size_t n = 0;
     const char *line = reply && RedisModule_CallReplyType(reply) == REPLY_STRING ? RedisModule_CallReplyStringPtr(reply, &n) : NULL;
     const char *user = line ? memmem(line, n, " user=", 6) : NULL;
-    RedisModuleString *name = NULL;
+    User *name = NULL;
     if (user) {
         user += 6;
         size_t left = (size_t)(line + n - user), len = 0;
         while (len < left && user[len] != ' ' && user[len] != '\n') len++;
-        name = RedisModule_CreateString(NULL, user, len);
+        name = user_new((Slice){ user, len });
     }
     if (reply) RedisModule_FreeCallReply(reply);
     return name;
@@ -207,8 +245,7 @@ RedisModuleString *redis_caller(RedisModuleCtx *ctx) {
  * module. Asking for the user of its client's id is safe, and tells nothing of a Lua script's or a module's own client. */
 static RedisModuleString *listing_user(RedisModuleCtx *ctx) {
     if (!ai_nested_call) return RedisModule_GetClientUserNameById(ctx, RedisModule_GetClientId(ctx));
-    Slice name = nested_user ? slice_of(nested_user) : (Slice){ NULL, 0 };
-    return nested_user ? RedisModule_CreateString(NULL, name.p, name.n) : NULL;
+    return nested_user ? string_of(nested_user->name) : NULL;
 }
 
 static void add_reader(Readers *r, RedisModuleString *name) { r->user[r->n++] = RedisModule_GetModuleUserFromUserName(name); }
@@ -287,43 +324,72 @@ static bool read_only_here(RedisModuleCtx *ctx) {
     return (flags & CTX_SLAVE) && (flags & CTX_READONLY);
 }
 
-/* One attempt under the lock. False: writes are paused, try again later. */
-static bool attempt(RedisModuleCtx *ctx, Job *job, const Slice *argv, int argc, Arena *arena, ReplyNode *node) {
-    bool writes = false;
-    const char *error = refusal(ctx, argv, argc, &writes);
-    if (!error && writes && read_only_here(ctx)) error = errno_text(EROFS);
-    if (!error && writes && RedisModule_AvoidReplicaTraffic()) return false;
-    RedisModuleString **strings = RedisModule_Alloc((size_t)argc * sizeof(*strings));
-    for (int i = 0; i < argc; i++) strings[i] = RedisModule_CreateString(NULL, argv[i].p, argv[i].n);
-    if (!error) error = permission(ctx, job, strings, argc);
-    if (error) {
-        reply_error(node, arena, error);
-    } else {
-        char *name = slice_dup(argv[0]);
-        ai_nested_call = true;
-        nested_user = job->user;
-        call(ctx, name, strings, argc, arena, node);
-        ai_nested_call = false;
-        nested_user = NULL;
-        RedisModule_Free(name);
-    }
-    for (int i = 0; i < argc; i++) RedisModule_FreeString(NULL, strings[i]);
-    RedisModule_Free(strings);
-    return true;
+/* A command as the server wants it, and what is known of it before it runs. */
+typedef struct Prepared {
+    RedisModuleString **argv;
+    int argc;
+    bool writes;
+    const char *error; /* it may not run */
+} Prepared;
+
+static Prepared prepare(RedisModuleCtx *ctx, const Caller *caller, CommandLine line) {
+    Prepared p = { .argc = line.argc };
+    p.error = refusal(ctx, line.argv, line.argc, &p.writes);
+    if (!p.error && p.writes && read_only_here(ctx)) p.error = errno_text(EROFS);
+    p.argv = RedisModule_Alloc((size_t)line.argc * sizeof(*p.argv));
+    for (int i = 0; i < line.argc; i++) p.argv[i] = string_of(line.argv[i]);
+    if (!p.error) p.error = permission(ctx, caller, p.argv, p.argc);
+    return p;
 }
 
-void redis_execute(Job *job, const Slice *argv, int argc, Arena *arena, ReplyNode *reply) {
+static void prepared_free(Prepared *p) {
+    for (int i = 0; i < p->argc; i++) RedisModule_FreeString(NULL, p->argv[i]);
+    RedisModule_Free(p->argv);
+}
+
+static void run_prepared(RedisModuleCtx *ctx, const Caller *caller, const Prepared *p, Arena *arena, ReplyNode *node) {
+    char *name = slice_dup(slice_of(p->argv[0]));
+    ai_nested_call = true;
+    ai_nested_origin = caller->origin;
+    nested_user = caller->user;
+    call(ctx, name, p->argv, p->argc, arena, node);
+    ai_nested_call = false;
+    ai_nested_origin = NULL;
+    nested_user = NULL;
+    RedisModule_Free(name);
+}
+
+/* One attempt under the lock. False: writes are paused, try again later. */
+static bool attempt(RedisModuleCtx *ctx, const Caller *caller, const CommandLine *lines, int n, Arena *arena, ReplyNode *nodes) {
+    Prepared few[1], *prepared = n == 1 ? few : RedisModule_Alloc((size_t)n * sizeof(*prepared));
+    bool refused = false, writes = false;
+    for (int i = 0; i < n; i++) {
+        prepared[i] = prepare(ctx, caller, lines[i]);
+        refused |= prepared[i].error != NULL;
+        writes |= prepared[i].writes;
+    }
+    bool paused = !refused && writes && RedisModule_AvoidReplicaTraffic();
+    for (int i = 0; i < n && !paused; i++) {
+        if (!refused) run_prepared(ctx, caller, &prepared[i], arena, &nodes[i]);
+        else reply_error(&nodes[i], arena, prepared[i].error ? prepared[i].error : "EXECABORT Transaction discarded because of previous errors.");
+    }
+    for (int i = 0; i < n; i++) prepared_free(&prepared[i]);
+    if (prepared != few) RedisModule_Free(prepared);
+    return !paused;
+}
+
+void redis_transaction(const Caller *caller, const CommandLine *commands, int n, Arena *arena, ReplyNode *replies) {
     static const struct timespec pause = { 0, 5000000 };
     RedisModuleCtx *ctx = RedisModule_GetThreadSafeContext(NULL);
-    memset(reply, 0, sizeof(*reply));
+    memset(replies, 0, (size_t)n * sizeof(*replies));
     for (bool done = false; !done;) {
         RedisModule_ThreadSafeContextLock(ctx);
         if (ai_closing) {
-            reply_error(reply, arena, "ERR the server is shutting down");
+            for (int i = 0; i < n; i++) reply_error(&replies[i], arena, "ERR the server is shutting down");
             done = true;
         } else {
-            RedisModule_SelectDb(ctx, job->db);
-            done = attempt(ctx, job, argv, argc, arena, reply);
+            RedisModule_SelectDb(ctx, caller->db);
+            done = attempt(ctx, caller, commands, n, arena, replies);
         }
         RedisModule_ThreadSafeContextUnlock(ctx);
         if (!done) nanosleep(&pause, NULL);
@@ -331,23 +397,36 @@ void redis_execute(Job *job, const Slice *argv, int argc, Arena *arena, ReplyNod
     RedisModule_FreeThreadSafeContext(ctx);
 }
 
+void redis_execute(const Caller *caller, const Slice *argv, int argc, Arena *arena, ReplyNode *reply) {
+    redis_transaction(caller, &(CommandLine){ argv, argc }, 1, arena, reply);
+}
+
+const char *redis_may_run(RedisModuleCtx *ctx, const Caller *caller, CommandLine line) {
+    RedisModuleString **argv = RedisModule_Alloc((size_t)line.argc * sizeof(*argv));
+    for (int i = 0; i < line.argc; i++) argv[i] = string_of(line.argv[i]);
+    const char *error = permission(ctx, caller, argv, line.argc);
+    for (int i = 0; i < line.argc; i++) RedisModule_FreeString(NULL, argv[i]);
+    RedisModule_Free(argv);
+    return error;
+}
+
 /* ---- redisAI.model_execute ----------------------------------------------------------------------------------------------------------- */
 
-static const char *model_permission(RedisModuleCtx *ctx, Job *job, RedisModuleString *key) {
-    if (!RedisModule_ACLCheckKeyPermissions) return permission(ctx, job, NULL, 0);
-    RedisModuleUser *user = job->user ? RedisModule_GetModuleUserFromUserName(job->user) : NULL;
+const char *redis_may_read(RedisModuleCtx *ctx, const Caller *caller, RedisModuleString *key) {
+    if (!RedisModule_ACLCheckKeyPermissions) return permission(ctx, caller, NULL, 0);
+    RedisModuleUser *user = server_user(caller->user);
     bool allowed = user && RedisModule_ACLCheckKeyPermissions(user, key, KEY_ACCESS) == REDISMODULE_OK;
     if (user) RedisModule_FreeModuleUser(user);
     return allowed ? NULL : "NOPERM this user has no permissions to access the model's key";
 }
 
-Program *redis_model(Job *job, Slice key, const char **error) {
+Program *redis_model(const Caller *caller, Slice key, const char **error) {
     RedisModuleCtx *ctx = RedisModule_GetThreadSafeContext(NULL);
     Program *p = NULL;
     RedisModule_ThreadSafeContextLock(ctx);
-    RedisModule_SelectDb(ctx, job->db);
-    RedisModuleString *name = RedisModule_CreateString(NULL, key.p, key.n);
-    *error = model_permission(ctx, job, name);
+    RedisModule_SelectDb(ctx, caller->db);
+    RedisModuleString *name = string_of(key);
+    *error = redis_may_read(ctx, caller, name);
     if (!*error) p = program_lookup(ctx, name, PROGRAM_MODEL, error);
     if (p) program_ref(p);
     RedisModule_FreeString(NULL, name);

@@ -143,6 +143,20 @@ static void reply_status(RedisModuleCtx *ctx, Job *job) {
     else RedisModule_ReplyWithSimpleString(ctx, "OK");
 }
 
+static void reply_node(RedisModuleCtx *ctx, const ReplyNode *node) {
+    switch (node->kind) {
+    case NODE_INTEGER: RedisModule_ReplyWithLongLong(ctx, node->integer); break;
+    case NODE_BULK: RedisModule_ReplyWithStringBuffer(ctx, node->bytes.p, node->bytes.n); break;
+    case NODE_STATUS: RedisModule_ReplyWithSimpleString(ctx, node->bytes.p); break; /* one line: flow_reply() saw to it */
+    case NODE_ERROR: reply_error_line(ctx, node->bytes.p); break;
+    case NODE_ARRAY:
+        RedisModule_ReplyWithArray(ctx, node->n);
+        for (int i = 0; i < node->n; i++) reply_node(ctx, &node->items[i]);
+        break;
+    default: RedisModule_ReplyWithNull(ctx);
+    }
+}
+
 int reply_job(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     Job *job = RedisModule_GetBlockedClientPrivateData(ctx);
     strings_drain();
@@ -150,6 +164,7 @@ int reply_job(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     case JOB_RUN: reply_run(ctx, argv, job); break;
     case JOB_STORE: reply_store(ctx, argv, argc, job); break;
     case JOB_LOADBACKEND: reply_status(ctx, job); break;
+    case JOB_FLOW: reply_node(ctx, job->answer); break;
     case JOB_GET: program_reply(ctx, job->program, job->meta, job->blob); break;
     }
     return REDISMODULE_OK;

@@ -291,6 +291,15 @@ static void section_queues(RedisModuleInfoCtx *info) {
     }
 }
 
+static void section_flows(RedisModuleInfoCtx *info) {
+    RedisModule_InfoAddSection(info, "flows");
+    RedisModule_InfoAddFieldLongLong(info, "flow_registrations", flows_number());
+    RedisModule_InfoAddFieldLongLong(info, "flows_triggered", flows_triggered);
+    RedisModule_InfoAddFieldLongLong(info, "flows_failed", flows_failed);
+    RedisModule_InfoAddFieldLongLong(info, "flow_events_dropped", flows_dropped);
+    RedisModule_InfoAddFieldLongLong(info, "flows_in_flight", flows_outstanding);
+}
+
 void stats_info(RedisModuleInfoCtx *info, int for_crash_report) {
     section_versions(info);
     section_git(info);
@@ -301,4 +310,5 @@ void stats_info(RedisModuleInfoCtx *info, int for_crash_report) {
     section_batches(info);
     section_sessions(info);
     if (!for_crash_report) section_queues(info);
+    if (!for_crash_report && config.flows) section_flows(info);
 }

@@ -78,7 +78,11 @@ int reply_job(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) { abort()
 void reply_run(RedisModuleCtx *ctx, RedisModuleString **argv, Job *job) { abort(); }
 void reply_error_line(RedisModuleCtx *ctx, const char *line) { abort(); }
 Program *program_lookup(RedisModuleCtx *ctx, RedisModuleString *key, ProgramKind kind, const char **error) { abort(); }
-RedisModuleString *redis_caller(RedisModuleCtx *ctx) { abort(); }
+User *redis_caller(RedisModuleCtx *ctx) { abort(); }
+void user_unref(User *user) {
+    if (user) abort();
+}
+void flow_run_ended(Job *job) { abort(); }
 int thread_start(const char *name, size_t stack, void *(*run)(void *), void *argument) { abort(); }
 
 /* ---- programs ------------------------------------------------------------------------------------------------------------- */
