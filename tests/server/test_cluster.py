@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-import socket
 import struct
 import threading
 from collections.abc import Iterator
@@ -12,93 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rdb_payload as rdb
 import redis
+from cluster import Cluster, keys_on
 from conftest import echo_model
-from redis.exceptions import ClusterCrossSlotError, MovedError
-from servers import Server, wait_until
+from redis.exceptions import AskError, ClusterCrossSlotError, MovedError, TryAgainError
+from servers import wait_until
+from soak.nodes import fail_over, lose_a_node, reshard
 
 OK = b"OK"
-SLOTS = 16384
-
-
-def is_free(port: int) -> bool:
-    with contextlib.closing(socket.socket()) as s:
-        try:
-            s.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def cluster_port() -> int:
-    """A port whose bus, 10000 above it, is free as well; both below the range that outgoing connections take theirs from."""
-    return next(port for port in iter(lambda: random.randrange(11_000, 22_000), None) if is_free(port) and is_free(port + 10_000))
-
-
-class Cluster:
-    """Six servers; `masters[i]` serves the i-th third of the slots and `replicas[i]` follows it."""
-
-    def __init__(self) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no")
-        self.servers = [Server(*options, port=cluster_port()) for _ in range(6)]
-        self.masters, self.replicas = self.servers[:3], self.servers[3:]
-        self._join()
-
-    def _join(self) -> None:
-        first = self.servers[0]
-        for i, master in enumerate(self.masters):
-            with master.client() as c:
-                c.execute_command("CLUSTER", "ADDSLOTSRANGE", *self.range_of(i))
-                c.execute_command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
-        for server in self.servers[1:]:
-            with server.client() as c:
-                c.execute_command("CLUSTER", "MEET", "127.0.0.1", first.port)
-        for server in self.servers:
-            wait_until(lambda s=server: self.known_nodes(s) == 6, "six nodes known to each other")
-        for master, replica in zip(self.masters, self.replicas, strict=True):
-            with replica.client() as c:
-                wait_until(lambda c=c, m=master: self.id_of(m) in str(c.execute_command("CLUSTER NODES")), "the master's name")
-                c.execute_command("CLUSTER", "REPLICATE", self.id_of(master))
-                wait_until(lambda c=c: c.info("replication").get("master_link_status") == "up", "the link")
-        for server in self.servers:
-            wait_until(lambda s=server: self.state(s) == "ok", "the cluster's state")
-
-    @staticmethod
-    def range_of(i: int) -> tuple[int, int]:
-        bounds = [0, SLOTS // 3, 2 * SLOTS // 3, SLOTS]
-        return bounds[i], bounds[i + 1] - 1
-
-    @staticmethod
-    def ask(server: Server, *command: object) -> Any:
-        """A command as it is, its reply unparsed (redis-py dresses up some of CLUSTER's)."""
-        with server.client() as c:
-            c.response_callbacks = {}
-            return c.execute_command(*command)
-
-    def known_nodes(self, server: Server) -> int:
-        return len(self.ask(server, "CLUSTER", "NODES").split(b"\n")) - 1
-
-    def state(self, server: Server) -> str:
-        lines = self.ask(server, "CLUSTER", "INFO").decode().split()
-        return next(line.split(":")[1] for line in lines if line.startswith("cluster_state"))
-
-    def id_of(self, server: Server) -> str:
-        return str(self.ask(server, "CLUSTER", "MYID").decode())
-
-    def client(self) -> redis.RedisCluster:
-        return redis.RedisCluster(host="127.0.0.1", port=self.servers[0].port, socket_timeout=60)
-
-    def slot(self, key: str) -> int:
-        return int(self.ask(self.servers[0], "CLUSTER", "KEYSLOT", key))
-
-    def key_of(self, i: int, prefix: str) -> str:
-        """A key whose slot the i-th master serves from the start."""
-        low, high = self.range_of(i)
-        return next(key for n in range(1000) if low <= self.slot(key := f"{prefix}{n}") <= high)
-
-    def close(self) -> None:
-        for server in self.servers:
-            server.close()
 
 
 @pytest.fixture(scope="module")
@@ -171,16 +91,6 @@ def test_routing_and_every_key_of_a_dag_count(cluster: Cluster, c: redis.RedisCl
         assert master.execute_command("AI.DAGRUN", "|>", "AI.TENSORSET", foreign, "FLOAT", 1) == [OK]  # a local name, no key
 
 
-def migrate_slot(cluster: Cluster, slot: int, source: Server, target: Server) -> None:
-    """Moves a slot with its keys the way resharding does."""
-    cluster.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", cluster.id_of(source))
-    cluster.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", cluster.id_of(target))
-    while keys := cluster.ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 10):
-        cluster.ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-    for server in (target, source, *cluster.masters):
-        cluster.ask(server, "CLUSTER", "SETSLOT", slot, "NODE", cluster.id_of(target))
-
-
 def test_values_of_all_three_types_migrate(cluster: Cluster, c: redis.RedisCluster) -> None:
     tag = cluster.key_of(1, "moving")
     store(c, tag)
@@ -188,7 +98,7 @@ def test_values_of_all_three_types_migrate(cluster: Cluster, c: redis.RedisClust
     c.execute_command("AI.TENSORSET", f"big{{{tag}}}", "UINT8", len(big), "BLOB", big)
     c.execute_command("AI.TENSORSET", f"words{{{tag}}}", "STRING", 2, "VALUES", "a", "bc")
     dumps = {key: c.dump(key) for key in (f"m{{{tag}}}", f"big{{{tag}}}", f"words{{{tag}}}")}
-    migrate_slot(cluster, cluster.slot(tag), cluster.masters[1], cluster.masters[2])
+    cluster.migrate_slot(cluster.slot(tag), cluster.masters[1], cluster.masters[2])
     with cluster.masters[2].client() as target:
         assert {key: target.dump(key) for key in dumps} == dumps
         assert target.execute_command(*run(tag)) == OK
@@ -197,25 +107,24 @@ def test_values_of_all_three_types_migrate(cluster: Cluster, c: redis.RedisClust
         source.execute_command(*run(tag))
 
 
-def keys_on(server: Server) -> set[bytes]:
-    with server.client() as c:
-        return set(c.keys("*"))
-
-
 def test_a_slot_that_moves_while_a_run_waits_leaves_no_orphan(cluster: Cluster, c: redis.RedisCluster, tmp_path: Path) -> None:
     tag = cluster.key_of(0, "leaving")
     gate = tmp_path / "gate"
     store(c, tag, echo_model("gate", path=str(gate)))
     source, target = cluster.masters[0], cluster.masters[2]
-    connection = source.client().connection_pool.get_connection()
+    connection, queued = (source.client().connection_pool.get_connection() for _ in range(2))
     connection.send_command(*run(tag, "orphan"))
     with source.client() as s:
         wait_until(lambda: s.info("everything")["ai_queue_CPU_idle_workers"] == 0, "the start of the run")
-    migrate_slot(cluster, cluster.slot(tag), source, target)
+        queued.send_command(*run(tag, "queued-orphan"))
+        wait_until(lambda: s.info("everything")["ai_queue_CPU_length"] == 1, "the second run in the queue")
+    cluster.migrate_slot(cluster.slot(tag), source, target)
     gate.touch()
-    with pytest.raises(redis.ResponseError):
-        connection.read_response()
-    assert f"orphan{{{tag}}}".encode() not in keys_on(source) | keys_on(target)
+    for waiting in (connection, queued):
+        with pytest.raises(redis.ResponseError):
+            waiting.read_response()
+    assert not {key for key in keys_on(source) | keys_on(target) if b"orphan" in key}
+    assert cluster.orphans() == []
 
 
 def test_failover_under_load_answers_every_request_once(cluster: Cluster, c: redis.RedisCluster) -> None:
@@ -283,3 +192,84 @@ def test_a_script_reaches_no_key_of_another_node(cluster: Cluster, c: redis.Redi
         with pytest.raises(ClusterCrossSlotError):
             master.execute_command("AI.SCRIPTEXECUTE", f"s{{{tag}}}", "get", "KEYS", 1, foreign, "ARGS", 1, foreign)
     assert foreign.encode() not in keys_on(cluster.masters[1]) | keys_on(cluster.masters[2])
+
+
+def every_kind(tag: str) -> dict[str, bytes]:
+    """Payloads of all three types that are small, large, empty, old or of every field."""
+    rng = random.Random(tag)
+    source = "def f(tensors: List[Tensor], keys: List[str], args: List[str]):\n    return tensors\n"
+    return {
+        f"{{{tag}}}big": rdb.tensor("FLOAT", [500_000], rng.randbytes(2_000_000)),
+        f"{{{tag}}}words": rdb.tensor("STRING", [2, 2], b"a\0bc\0\0d\0"),
+        f"{{{tag}}}empty": rdb.tensor("FLOAT", [0, 3], b""),
+        f"{{{tag}}}scalar": rdb.tensor("BOOL", [], b"\1"),
+        f"{{{tag}}}model": rdb.model("TF", rng.randbytes(3_000_000), tag="v", batching=(8, 2, 5), inputs=("a", "b"), outputs=("c",)),
+        f"{{{tag}}}unopenable": rdb.model("ONNX", b"no model"),
+        f"{{{tag}}}script": rdb.script(source + "#" * 300_000, tag="s", entry_points=("f",)),
+        f"{{{tag}}}old script": rdb.script(source, 0),
+    }
+
+
+def digests(node: redis.Redis, keys: list[str]) -> list[bytes]:
+    return list(node.execute_command("DEBUG", "DIGEST-VALUE", *keys))
+
+
+def test_big_values_of_all_types_migrate_with_equal_digests(cluster: Cluster, c: redis.RedisCluster) -> None:
+    tag = cluster.key_of(1, "large")
+    values = every_kind(tag)
+    slot = cluster.slot(tag)
+    source = cluster.master_of(slot)
+    target = next(server for server in cluster.masters_now() if server is not source)
+    with source.client() as s, target.client() as t:
+        for key, payload in values.items():
+            s.restore(key, 0, payload)
+        before = digests(s, list(values))
+        assert len(set(before)) == len(values)
+        cluster.migrate_slot(slot, source, target)
+        assert digests(t, list(values)) == before
+        cluster.migrate_slot(slot, target, source)
+        assert digests(s, list(values)) == before
+    assert cluster.orphans() == []
+
+
+def test_half_a_slot_is_asked_for_where_it_went(cluster: Cluster, c: redis.RedisCluster) -> None:
+    """ASK and TRYAGAIN of the server's own, for commands of one key and of several; ASKING lets them in."""
+    tag = cluster.key_of(1, "half")
+    slot = cluster.slot(tag)
+    source = cluster.master_of(slot)
+    target = next(server for server in cluster.masters_now() if server is not source)
+    store(c, tag)
+    cluster.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", cluster.id_of(source))
+    cluster.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", cluster.id_of(target))
+    with source.client(retry=None) as s, target.client(retry=None, single_connection_client=True) as t:
+        cluster.ask(source, "MIGRATE", "127.0.0.1", target.port, f"x{{{tag}}}", 0, 60_000)
+        with pytest.raises(AskError):
+            s.execute_command("AI.TENSORGET", f"x{{{tag}}}", "BLOB")
+        with pytest.raises(TryAgainError):
+            s.execute_command(*run(tag))
+        with pytest.raises(MovedError):
+            t.execute_command("AI.TENSORGET", f"x{{{tag}}}", "BLOB")
+        t.execute_command("ASKING")
+        assert t.execute_command("AI.TENSORGET", f"x{{{tag}}}", "BLOB") == struct.pack("<f", 3)
+        t.execute_command("ASKING")
+        with pytest.raises(TryAgainError):
+            t.execute_command(*run(tag))
+        cluster.ask(source, "MIGRATE", "127.0.0.1", target.port, f"m{{{tag}}}", 0, 60_000)
+        with pytest.raises(AskError):
+            s.execute_command(*run(tag, f"x{{{tag}}}".split("{")[0]))
+        t.execute_command("ASKING")
+        assert t.execute_command(*run(tag, "x")) == OK  # over its own input: every key is there
+    cluster.migrate_slot(slot, source, target)
+    assert cluster.orphans() == []
+
+
+def test_slots_that_move_under_load_give_right_answers_and_leave_no_orphan(cluster: Cluster) -> None:
+    assert reshard(cluster, random.Random(1), 8)["answers"] > 50
+
+
+def test_failovers_under_load_give_right_answers(cluster: Cluster) -> None:
+    assert fail_over(cluster, random.Random(1), 2)["answers"] > 50
+
+
+def test_the_loss_of_a_node_costs_errors_and_no_wrong_answer(cluster: Cluster) -> None:
+    assert lose_a_node(cluster, random.Random(1))["answers"] > 50

@@ -29,6 +29,7 @@ from conftest import echo_model
 from servers import ROOT, Server, running, wait_until
 
 from .aof import corrupt, truncate
+from .nodes import fail_over, lose_a_node, reshard, with_cluster
 from .sync import sync
 
 RESULTS = Path(__file__).parent / "results.jsonl"
@@ -248,6 +249,9 @@ LOOPS: dict[str, Callable[[int, int], Counts]] = {
     "sync": sync,
     "truncate": truncate,
     "corrupt": corrupt,
+    "reshard": with_cluster(reshard),
+    "failover": with_cluster(fail_over),
+    "loss": with_cluster(lose_a_node),
     "leave": leave,
 }
 
