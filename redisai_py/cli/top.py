@@ -95,6 +95,7 @@ def figures(now: Look, before: Look) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "server": {
+            "kind": "Valkey" if "valkey_version" in info else "Redis",
             "version": info.get("valkey_version") or info.get("redis_version", "?"),
             "clients": int(info.get("connected_clients", 0)),
             "memory": int(info.get("used_memory", 0)),
@@ -113,10 +114,11 @@ def figures(now: Look, before: Look) -> dict[str, Any]:
 
 
 def heading(where: Address, told: Mapping[str, Any]) -> str:
+    """Two lines: one would not fit a terminal of 80 columns."""
     server = told["server"]
     return (
-        f"{where}  version {server['version']}  {server['clients']} clients  {server['commands_per_second']:.0f} commands/s  "
-        f"{size(server['memory'])} data, {size(server['session_memory'])} sessions  "
+        f"{server['kind']} {server['version']} at {where}  {server['clients']} clients  {server['commands_per_second']:.0f} commands/s\n"
+        f"{size(server['memory'])} data  {size(server['session_memory'])} sessions  "
         f"{server['jobs_in_flight']} runs in flight  {server['loads_in_progress']} loading"
     )
 
