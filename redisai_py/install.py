@@ -95,6 +95,11 @@ class BackendPackage:
                 continue
         return None
 
+    def location(self) -> str:
+        """The directory of packages that it is in, empty when it is not installed."""
+        installed = self.installed()
+        return str(metadata.distribution(installed[0]).locate_file("")) if installed else ""
+
     @property
     def command(self) -> str:
         """The line that installs it."""

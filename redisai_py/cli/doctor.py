@@ -1,7 +1,7 @@
 """`redisai doctor`: what is here, what is missing, and the line that mends it.
 
 Each check looks at one thing and answers with findings; a check that itself breaks is a finding too. Backends are looked up, not imported,
-unless asked: importing all four takes ten seconds.
+unless asked: importing all four takes ten seconds. --start is the check of checks: a server that loads everything.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,8 +30,9 @@ from ..install import (
     libpython_name,
     module_path,
 )
-from . import systemd
+from . import machine, systemd
 from .address import RefusedError, address, address_options
+from .finding import Finding
 from .output import console, write, write_json
 from .resp import Failure, Status
 
@@ -39,17 +42,10 @@ HEALTH_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class Finding:
-    subject: str
-    status: str  # "ok", "note" (fine, but worth knowing) or "problem"
-    found: str
-    cure: str = ""
-
-
-@dataclass(frozen=True)
 class Options:
     server: str | None  # the server to look at, None for the one `serve` would take
     imports: bool  # import each backend in a process of its own
+    start: bool = False  # load everything into a server of our own
 
 
 # ---- checks ------------------------------------------------------------------------------------------------------------------------
@@ -112,9 +108,19 @@ def check_backend(package: BackendPackage, imports: bool) -> Finding:
     if installed is None:
         return Finding(package.name, "note", ABSENT, package.command)
     found = " ".join(installed)
+    if (place := package.location()) and place not in isolated_path():
+        hidden = f"{found} is in {place}, which a server does not see: its Python is isolated from the user's packages and PYTHONPATH"
+        return Finding(package.name, "problem", hidden, f"{sys.executable} -m pip install --no-user {installed[0]}")
     if imports and (error := import_error(package.module)):
         return Finding(package.name, "problem", f"{found} cannot be imported: {error}", f"pip install --force-reinstall {installed[0]}")
     return Finding(package.name, "ok", found)
+
+
+@cache
+def isolated_path() -> frozenset[str]:
+    """Where the Python in a server looks for packages."""
+    line = [sys.executable, "-I", "-c", "import sys; print(*sys.path, sep='\\n')"]
+    return frozenset(subprocess.run(line, capture_output=True, text=True, check=True).stdout.split("\n"))
 
 
 def import_error(module: str) -> str:
@@ -149,6 +155,27 @@ def check_unit(options: Options) -> list[Finding]:
     return [Finding("service", "ok", f"{unit.path.name} lets the module load")]
 
 
+def check_machine(options: Options) -> list[Finding]:
+    return [finding for check in machine.CHECKS for finding in check(Path("/"))]
+
+
+def check_gpus(options: Options) -> list[Finding]:
+    return machine.gpus(Path("/"), BACKEND_PACKAGES)
+
+
+def check_start(options: Options) -> list[Finding]:
+    if not options.start:
+        return []
+    from .trial import trial
+
+    try:
+        module_path()
+        server = find_server(options.server)
+    except (FileNotFoundError, ServerNotFoundError):
+        return [Finding("start", "problem", "there is nothing to start: see above")]
+    return list(trial(server))
+
+
 CHECKS: tuple[Callable[[Options], list[Finding]], ...] = (
     check_python,
     check_libpython,
@@ -157,6 +184,9 @@ CHECKS: tuple[Callable[[Options], list[Finding]], ...] = (
     check_backends,
     check_server,
     check_unit,
+    check_machine,
+    check_gpus,
+    check_start,
 )
 
 
@@ -232,15 +262,17 @@ def escape(text: str) -> str:
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 @click.option("--import", "imports", is_flag=True, help="Import every backend that is installed (takes seconds).")
+@click.option("--start", is_flag=True, help="Load the module and every backend into a server of its own (takes seconds).")
 @click.option("--redis-server", "server", metavar="PATH", help="Server to look at.  [default: the one `serve` would start]")
 @click.option("--systemd", "print_dropin", is_flag=True, help="Print the drop-in that Debian's redis-server service needs.")
 @click.option("--health", "only_health", is_flag=True, help="Ask a running server for its health; for container health checks.")
 @address_options
-def command(as_json: bool, imports: bool, server: str | None, print_dropin: bool, only_health: bool, **where: Any) -> int:
+def command(as_json: bool, imports: bool, start: bool, server: str | None, print_dropin: bool, only_health: bool, **where: Any) -> int:
     """Check this installation and say how to mend it. Ends with 1 when there is a problem.
 
     \b
     redisai doctor
+    redisai doctor --start
     redisai doctor --health -p 7000
     redisai doctor --systemd | sudo tee /etc/systemd/system/redis-server.service.d/redisai.conf
     """
@@ -249,4 +281,4 @@ def command(as_json: bool, imports: bool, server: str | None, print_dropin: bool
         return 0
     if only_health:
         return show([health(where)], as_json)
-    return show(examine(Options(server, imports)), as_json)
+    return show(examine(Options(server, imports, start)), as_json)

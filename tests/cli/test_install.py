@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from redisai_py import install
-from redisai_py.cli import COMMANDS, doctor, main, systemd, without_click
+from redisai_py.cli import COMMANDS, doctor, machine, main, systemd, without_click
 from redisai_py.cli.serve import arguments
 from redisai_py.install import Server, ServerNotFoundError, find_server
 
@@ -171,6 +171,100 @@ def test_a_backend_that_cannot_be_imported_is_a_problem() -> None:
 def test_health_of_a_server_that_is_not_there_is_1(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--health", "-p", "1"]) == 1
     assert "Connection refused" in capfd.readouterr().out
+
+
+def test_a_backend_that_only_the_users_python_sees_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python in a server has no user site and no PYTHONPATH; doctor's own has both."""
+    package = install.BackendPackage("X", "x", ("pip",), "pip")
+    assert doctor.check_backend(package, imports=False).status == "ok"
+    monkeypatch.setattr(install.BackendPackage, "location", lambda self: "/home/u/.local/lib/python3.11/site-packages")
+    found = doctor.check_backend(package, imports=False)
+    assert found.status == "problem" and "/home/u/.local" in found.found and "--no-user pip" in found.cure
+
+
+# ---- a server of doctor's own ------------------------------------------------------------------------------------------------------
+
+
+def started(server: Path | str | None = None) -> dict[str, doctor.Finding]:
+    return {found.subject: found for found in doctor.check_start(doctor.Options(server and str(server), False, start=True))}
+
+
+def test_doctor_starts_a_server_that_loads_the_module_and_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDISAI_TEST_BACKEND", "echo")
+    found = started()
+    assert found["start"].status == "ok" and f"its Python is {sys.version.split()[0]}" in found["start"].found
+    assert {subject for subject in found if found[subject].status == "ok"} == {
+        "start",
+        *(package.name for package in install.BACKEND_PACKAGES if package.installed()),
+    }
+
+
+def test_a_backend_that_the_server_cannot_load_is_a_problem_in_the_servers_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDISAI_TEST_BACKEND", "fault")
+    found = started()
+    assert found.pop("start").status == "ok"
+    assert found and all(finding.status == "problem" and len(finding.found) > 40 for finding in found.values())
+
+
+def test_a_server_that_refuses_the_module_is_a_problem_with_the_last_words_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "redisai.so"
+    broken.write_text("no library")
+    broken.chmod(0o755)
+    monkeypatch.setenv(install.MODULE_VARIABLE, str(broken))
+    found = started()
+    assert set(found) == {"start"} and found["start"].status == "problem"
+    assert "ended with status 1" in found["start"].found and "redisai.so failed to load" in found["start"].found
+    monkeypatch.setenv(install.MODULE_VARIABLE, "/nowhere/redisai.so")
+    assert "nothing to start" in started()["start"].found
+
+
+def test_doctor_starts_nothing_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_start(doctor.Options(None, False)) == []
+
+
+# ---- the machine -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("policy", "status"), [("0", ["note"]), ("1", ["ok"]), ("2", ["note"]), (None, [])])
+def test_how_linux_hands_out_memory_is_looked_at(tmp_path: Path, policy: str | None, status: list[str]) -> None:
+    if policy is not None:
+        put(tmp_path / machine.OVERCOMMIT, policy + "\n")
+    found = machine.overcommit(tmp_path)
+    assert [finding.status for finding in found] == status
+    assert all("vm.overcommit_memory=1" in finding.cure for finding in found if finding.status == "note")
+
+
+@pytest.mark.parametrize(("setting", "count"), [("[always] madvise never", 1), ("always [madvise] never", 0), (None, 0)])
+def test_huge_pages_for_everybody_are_worth_a_note(tmp_path: Path, setting: str | None, count: int) -> None:
+    if setting:
+        put(tmp_path / machine.HUGE_PAGES, setting)
+    assert len(machine.huge_pages(tmp_path)) == count
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\nGCC version: gcc 12\n"
+
+
+def test_gpus_and_the_backends_that_cannot_use_them_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [(finding.status, finding.found) for finding in machine.gpus(tmp_path, ())] == [("ok", "none: models run on the CPU")]
+    put(tmp_path / machine.DRIVER, DRIVER)
+    (lost,) = machine.gpus(tmp_path, ())
+    assert lost.status == "note" and "--gpus" in lost.found
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        put(tmp_path / "dev" / name, "")
+    builds = {"TORCH": ("torch", "2.13.0+cpu"), "TF": ("tensorflow", "2.21.0"), "ONNX": ("onnxruntime", "1.31.1")}
+    monkeypatch.setattr(install.BackendPackage, "installed", lambda self: builds.get(self.name))
+    here, *blind = machine.gpus(tmp_path, install.BACKEND_PACKAGES)
+    assert (here.status, here.found) == ("ok", "nvidia0, nvidia1, driver 570.86.15")
+    assert [finding.found.split()[0] for finding in blind] == ["TORCH", "ONNX"]
+    builds.update(TORCH=("torch", "2.13.0"), ONNX=("onnxruntime-gpu", "1.31.1"))
+    assert machine.gpus(tmp_path, install.BACKEND_PACKAGES) == [here]
 
 
 # ---- hardened services -------------------------------------------------------------------------------------------------------------
