@@ -241,6 +241,32 @@ def leave(seed: int, count: int) -> Counts:
     return {"leavers": count}
 
 
+def huge(seed: int, count: int) -> Counts:
+    """A model of more than 2 GiB in chunks of nearly the longest argument: stored, saved, loaded and returned byte by byte. Needs 6 GB of
+    memory and 3 of disk. On a replica that may write, in a transaction, because there nothing is opened."""
+    chunk = random.Random(seed).randbytes(1 << 20) * 511
+    for _ in range(count):
+        with running("--client-query-buffer-limit", "6gb", "--rdbcompression", "no") as server, server.client(socket_timeout=600) as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", 1)
+            client.config_set("replica-read-only", "no")
+            with client.pipeline(transaction=True) as both:
+                both.execute_command("AI.MODELSTORE", "m", "TORCH", "CPU", "BLOB", *[chunk] * 4, b"", chunk[:-7])
+                assert both.execute() == [b"OK"], f"seed {seed}"
+            size = 5 * len(chunk) - 7
+            assert size > 1 << 31
+            assert client.memory_usage("m") > size
+            before = digest(client)
+            client.execute_command("DEBUG", "RELOAD")
+            assert digest(client) == before, f"seed {seed}"
+            found = client.execute_command("AI.MODELGET", "m", "BLOB")
+            assert len(found) == 5 and [len(part) for part in found] == [len(chunk)] * 4 + [len(chunk) - 7], f"seed {seed}"
+            assert all(part == chunk for part in found[:4]) and found[4] == chunk[:-7], f"seed {seed}"
+            found.clear()
+            client.delete("m")
+            wait_until(lambda: client.info("memory")["used_memory"] < 1 << 30, f"seed {seed}: the memory to be given back")
+    return {"models": count, "bytes": count * size}
+
+
 LOOPS: dict[str, Callable[[int, int], Counts]] = {
     "kill": kill,
     "cut": cut,
@@ -253,6 +279,7 @@ LOOPS: dict[str, Callable[[int, int], Counts]] = {
     "failover": with_cluster(fail_over),
     "loss": with_cluster(lose_a_node),
     "leave": leave,
+    "huge": huge,
 }
 
 
