@@ -9,7 +9,7 @@ from soak import leaks
 
 def test_no_command_and_no_error_leaves_anything_behind() -> None:
     survey = leaks.commands(20261122, turns=60, rounds=4)
-    assert not survey.leaks()
+    assert survey.leaks() == {}
     assert set(survey.found) > set(leaks.CASES)
 
 
@@ -24,7 +24,7 @@ NEEDS = {
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS[name]) for name in leaks.STORED])
 def test_storing_running_and_deleting_leaves_nothing_behind(real_server: Server, name: str) -> None:
-    assert not leaks.cycles(real_server, [name], turns=8, rounds=4).leaks()
+    assert leaks.cycles(real_server, [name], turns=8, rounds=4).leaks() == {}
 
 
 def test_what_grows_once_is_no_slope_and_what_grows_always_is() -> None:

@@ -220,6 +220,14 @@ def test_devices_are_queues_with_workers_of_their_own(clients: Clients) -> None:
     assert stuck.read() == OK
 
 
+def test_a_device_appears_while_another_works(started: Callable[..., Clients]) -> None:
+    """The watchdog walks the list of queues when a run begins, and the main thread adds to it: ThreadSanitizer sees how."""
+    wire = started().wire
+    for device in ("CPU", "CPU:1", "CPU:2", "CPU:3"):
+        store(wire, device, "echo", 1, 1, device)
+        assert wire("AI.MODELEXECUTE", device, "INPUTS", 1, "in", "OUTPUTS", 1, "out") == OK
+
+
 def test_a_dag_over_two_devices_uses_both(clients: Clients) -> None:
     wire = clients.wire
     first, second = clients.hold("CPU"), clients.hold("CPU:2")

@@ -246,7 +246,6 @@ def send(server: Server, turn: Turn, turns: int) -> None:
 # ---- measuring -----------------------------------------------------------------------------------------------------------------------
 
 Reading = dict[str, float]
-IN_MOTION = (rb"ai_jobs_in_flight:(\d+)", rb"ai_loads_in_progress:(\d+)")
 #: What grows by itself until it is full, a little with every command.
 GROWING = {"slowlog-max-len": 0, "latency-tracking": "no"}
 
@@ -286,20 +285,21 @@ class Memory:
         return int(Path(f"/proc/{self._pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
     def settle(self) -> None:
-        """Sessions are closed by the loader, after the reply that let go of them; two readings in a row agree, or ten did not."""
-        wait_until(lambda: not any(_number(field, self.wire("INFO", "modules")) for field in IN_MOTION), "the end of what was begun")
+        """Sessions are opened and closed by the loader, in order, after the replies that ask for it: a store that fails comes behind them
+        all. What other threads gave up is freed by the next command; two readings in a row agree, or ten did not."""
+        wait_until(lambda: not _number(rb"ai_jobs_in_flight:(\d+)", self.wire("INFO", "modules")), "the end of what was begun")
+        self.wire("AI.MODELSTORE", "barrier", "ONNX", "CPU", "BLOB", "no model")
         last = 0
         for _ in range(10):
-            self.wire("AI.INFO")  # frees what was given up on other threads
+            self.wire("AI.INFO")
             if last == (last := self.used()):
                 return
             time.sleep(0.002)
 
     def read(self) -> Reading:
         """What is in use once the server has settled."""
-        reading: Reading = {"blocks": self.objects()} if self._blocks else {}
         self.settle()
-        reading["used"] = self.used()
+        reading: Reading = {"used": self.used(), **({"blocks": self.objects()} if self._blocks else {})}
         if self._pages:
             self.wire("MEMORY", "PURGE")
             heap = self.heap()
@@ -341,10 +341,13 @@ class Survey:
     limits: Reading
     found: dict[str, Reading] = field(default_factory=dict)
     turns: int = 0
+    left: int = 0  # bytes of the server's allocator, after FLUSHALL
 
     def leaks(self) -> dict[str, Reading]:
-        """Cases with a slope beyond a limit, and these slopes."""
+        """Cases with a slope beyond a limit, and these slopes; and what FLUSHALL did not give back."""
         over = {name: {m: round(s, 2) for m, s in found.items() if s > self.limits[m]} for name, found in self.found.items()}
+        if self.left > FLUSHED:
+            over["FLUSHALL"] = {"used": self.left}
         return {name: metrics for name, metrics in over.items() if metrics}
 
     def worst(self) -> Reading:
@@ -378,8 +381,16 @@ def flushed(memory: Memory) -> int:
     return memory.used()
 
 
+def left_after(memory: Memory, baseline: int) -> int:
+    """How much more than `baseline` an empty server uses. The server's own buffers shrink some seconds after their last use."""
+    deadline = time.monotonic() + 10
+    while (left := flushed(memory) - baseline) > FLUSHED and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
 def commands(seed: int, turns: int, rounds: int = 6, pages: bool = False, only: str = "") -> Survey:
-    """Every case, `turns` in each round. Raises AssertionError when memory does not come back with FLUSHALL."""
+    """Every case, `turns` in each round, and FLUSHALL in the end."""
     survey = Survey(LIMITS)
     with running() as server, server.client() as client, Memory(server, blocks=True, pages=pages) as memory:
         world(client)
@@ -392,8 +403,7 @@ def commands(seed: int, turns: int, rounds: int = 6, pages: bool = False, only: 
             if only in name:
                 n = max(CONNECTIONS, turns // len(turn)) if name.startswith("restore") else turns
                 measure(survey, memory, name, partial(send, server, turn, n), rounds, n)
-        left = flushed(memory) - baseline
-        assert abs(left) <= FLUSHED, f"seed {seed}: FLUSHALL leaves {left} bytes"
+        survey.left = left_after(memory, baseline)
     return survey
 
 
