@@ -3,6 +3,7 @@
     loader thread     opens, warms up and closes sessions, imports backends        execution/loader.py
     worker threads    one or more per run queue: batch -> session.run -> answer     execution/worker.py
     watchdog thread   ends runs of ONNX Runtime past their limit                    execution/watchdog.py
+    flow threads      with FLOWS yes only: Python that clients send                 flows/
 
 `start()` is called once by interp.c, on the thread that becomes Python's main thread, while the server waits; it returns when the workers
 of the CPU queue stand ready. Nothing here runs when a command arrives: workers and loader wait inside the shim, without the GIL.
@@ -45,7 +46,7 @@ def build(shim: Shim) -> Loader:
     """Starts every thread on `shim`; split from `start` so that tests can do it with a fake."""
     options = shim.settings()
     eager = options.pop("eager")
-    options.pop("flows", False), options.pop("flows_timeout_ms", 0)
+    flows, flows_timeout = options.pop("flows", False), options.pop("flows_timeout_ms", 0)
     settings = Settings(**options)
     sessions = Sessions(Residents(shim))
     workers = Workers(shim, sessions, settings.workers)
@@ -56,4 +57,8 @@ def build(shim: Shim) -> Loader:
         workers.ensure(queue)
     threading.Thread(target=loader.serve, name="ai-loader", daemon=True).start()
     threading.Thread(target=watch, args=(shim, sessions), name="ai-watchdog", daemon=True).start()
+    if flows:
+        from .flows.host import start as start_flows  # a client's Python: imported only where it was asked for
+
+        start_flows(shim, flows_timeout)
     return loader

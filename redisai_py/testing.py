@@ -6,7 +6,10 @@ DLPack, and STRING tensors have neither a buffer nor a capsule.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,3 +93,226 @@ class ManualClock:
         if us < 0:
             raise ValueError("time does not run backwards")
         self._now_us += us
+
+
+# ---- flows ------------------------------------------------------------------------------------------------------------------------------
+
+
+class FakeError:
+    """An error reply, as the shim hands it over."""
+
+    def __init__(self, error_text: str) -> None:
+        self.error_text = error_text
+
+
+WRONGTYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
+
+
+class FakeRedis:
+    """A few commands over a dictionary, with the replies that the shim gives: bytes, int, lists, None, FakeError.
+
+    A value is bytes, a dict (hash), a list, a list of (id, fields) in a Stream, a FakeTensorKey, or a callable (a model: arrays -> arrays).
+    """
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, Any] = {}
+        self.groups: dict[tuple[bytes, bytes], bytes] = {}
+
+    def __call__(self, argv: Sequence[bytes]) -> Any:
+        command = getattr(self, "_" + argv[0].decode().lower().replace(".", "_"), None)
+        return FakeError("No such file or directory") if command is None else command(*argv[1:])
+
+    def _get(self, key: bytes) -> Any:
+        value = self.keys.get(key)
+        return value if value is None or isinstance(value, bytes) else FakeError(WRONGTYPE)
+
+    def _set(self, key: bytes, value: bytes) -> bytes:
+        self.keys[key] = value
+        return b"OK"
+
+    def _incr(self, key: bytes) -> Any:
+        if not self.keys.get(key, b"0").isdigit():
+            return FakeError("ERR value is not an integer or out of range")
+        self.keys[key] = b"%d" % (int(self.keys.get(key, b"0")) + 1)
+        return int(self.keys[key])
+
+    def _del(self, *keys: bytes) -> int:
+        return sum(self.keys.pop(key, None) is not None for key in keys)
+
+    def _rpush(self, key: bytes, *values: bytes) -> int:
+        self.keys.setdefault(key, []).extend(values)
+        return len(self.keys[key])
+
+    def _lrange(self, key: bytes, start: bytes, stop: bytes) -> Any:
+        return list(self.keys.get(key, []))
+
+    def _hset(self, key: bytes, *pairs: bytes) -> int:
+        self.keys.setdefault(key, {}).update(zip(pairs[::2], pairs[1::2], strict=True))
+        return len(pairs) // 2
+
+    def _hgetall(self, key: bytes) -> Any:
+        return list(itertools.chain.from_iterable(self.keys.get(key, {}).items()))
+
+    def _type(self, key: bytes) -> bytes:
+        names = {bytes: b"string", dict: b"hash", list: b"list", FakeStream: b"stream", FakeTensorKey: b"AI_TENSOR", type(None): b"none"}
+        return names.get(type(self.keys.get(key)), b"AI__MODEL")
+
+    def _scan(self, cursor: bytes, *options: bytes) -> Any:
+        wanted = dict(zip(options[::2], options[1::2], strict=True))
+        begin = wanted[b"MATCH"].replace(b"\\", b"").removesuffix(b"*")
+        return [b"0", [key for key in self.keys if key.startswith(begin) and wanted.get(b"TYPE") in (None, self._type(key))]]
+
+    # streams
+
+    def _xadd(self, key: bytes, *pairs: bytes) -> bytes:
+        stream = self.keys.setdefault(key, FakeStream())
+        stream.last += 1
+        stream.append((b"%d-0" % stream.last, list(pairs)))
+        return b"%d-0" % stream.last
+
+    def _xrange(self, key: bytes, start: bytes, end: bytes, *count: bytes) -> Any:
+        after = 0 if start == b"-" else int(start[1:].split(b"-")[0])
+        rows = [[number, fields] for number, fields in self.keys.get(key, ()) if int(number.split(b"-")[0]) > after]
+        return rows[: int(count[1])] if count else rows
+
+    def _xdel(self, key: bytes, *ids: bytes) -> int:
+        self.keys[key][:] = [entry for entry in self.keys[key] if entry[0] not in ids]
+        return len(ids)
+
+    def _xinfo(self, groups: bytes, key: bytes) -> Any:
+        return [[b"name", name, b"last-delivered-id", last] for (of, name), last in self.groups.items() if of == key]
+
+    def _xgroup(self, verb: bytes, key: bytes, group: bytes, last: bytes) -> bytes:
+        self.groups[key, group] = last
+        return b"OK"
+
+    # tensors and models
+
+    def _ai_tensorset(self, key: bytes, dtype: bytes, *rest: bytes) -> Any:
+        if not isinstance(self.keys.get(key), FakeTensorKey | None):
+            return FakeError(WRONGTYPE)
+        *dims, _, blob = rest
+        self.keys[key] = FakeTensorKey(dtype, tuple(map(int, dims)), blob)
+        return b"OK"
+
+    def _ai_tensorget(self, key: bytes, *options: bytes) -> Any:
+        found = self.keys.get(key)
+        if found is None:
+            return FakeError("ERR tensor key is empty or in a different shard")
+        if not isinstance(found, FakeTensorKey):
+            return FakeError(WRONGTYPE)
+        return [b"dtype", found.dtype, b"shape", list(found.shape), b"blob", found.blob]
+
+    def _ai_modelget(self, key: bytes, meta: bytes) -> Any:
+        if key not in self.keys:
+            return FakeError("ERR model key is empty")
+        return [b"inputs", [b"a", b"b"], b"outputs", [b"c"]] if callable(self.keys[key]) else FakeError(WRONGTYPE)
+
+    def _ai_scriptget(self, key: bytes, meta: bytes) -> Any:
+        return [b"device", b"CPU"] if key in self.keys else FakeError("ERR script key is empty")
+
+    def plan(self, argv: Sequence[bytes], tensors: Sequence[Any]) -> list[FakeTensor]:
+        """Runs a plan in the grammar of AI.DAGEXECUTE. Raises what a model raises."""
+        head, *ops = (list(op) for part, op in itertools.groupby(argv, lambda word: word == b"|>") if not part)
+        local: dict[bytes, Any] = dict(zip(head[3:], tensors, strict=True))
+        outputs = []
+        for command, key, *rest in ops:
+            if command == b"AI.TENSORGET":
+                outputs.append(FakeTensor(local[key]))
+            elif command == b"AI.TENSORSET":
+                dtype, *dims, _, blob = rest
+                local[key] = np.frombuffer(blob, DTYPES[dtype.decode()]).reshape(tuple(map(int, dims)))
+            else:
+                at = rest.index(b"OUTPUTS")
+                given = [local[name] for name in rest[rest.index(b"INPUTS") + 2 : at]]
+                local.update(zip(rest[at + 2 :], self.keys[key](*given), strict=True))
+        return outputs
+
+
+class FakeStream(list[Any]):
+    """Entries of a stream: (id, [field, value, ...]). `last` is the number of the newest id."""
+
+    last = 0
+
+
+class FakeTensorKey(SimpleNamespace):
+    """What AI.TENSORSET wrote."""
+
+    def __init__(self, dtype: bytes, shape: tuple[int, ...], blob: bytes) -> None:
+        super().__init__(dtype=dtype, shape=shape, blob=blob)
+
+
+class FakeFlowCall:
+    """A FlowCall or FlowEvent; `answers` grows by ("reply", value), ("fail", text) or ("done", error)."""
+
+    def __init__(self, kind: str, number: str, **fields: Any) -> None:
+        self.kind = kind
+        self.id = number
+        self.answers: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        defaults = {"source": b"", "restoring": False, "unblocking": False, "argv": [], "user": "default", "db": 0, "key": b"", "event": ""}
+        for name, value in {**defaults, **fields}.items():
+            setattr(self, name, value)
+
+    def reply(self, value: Any) -> None:
+        self.answers.put(("reply", value))
+
+    def fail(self, text: str) -> None:
+        self.answers.put(("fail", text))
+
+    def done(self, error: str | None) -> None:
+        self.answers.put(("done", error))
+
+
+class FakeFlowShim:
+    """What flows ask of the shim. A test posts with `post`; a run is over at once."""
+
+    def __init__(self, redis: Callable[[Sequence[bytes]], Any] | None = None) -> None:
+        self.redis: Any = redis or FakeRedis()
+        self.things: SimpleQueue[Any] = SimpleQueue()
+        self.lines: list[str] = []
+        self.specs: dict[str, dict[str, Any]] = {}
+        self.counted: list[tuple[str, bool, str | None]] = []
+        self.asked: list[tuple[Any, int, list[bytes], str | None]] = []
+        self.transactions: list[list[list[bytes]]] = []
+        self._numbers = itertools.count(1)
+
+    def post(self, thing: Any) -> Any:
+        self.things.put(thing)
+        return thing
+
+    def next_flow(self) -> Any:
+        return self.things.get()
+
+    def log(self, level: str, line: str) -> None:
+        self.lines.append(f"{level} {line}")
+
+    def flow_register(self, call: Any, spec: dict[str, Any]) -> str:
+        if spec.get("trigger") in {other.get("trigger", "") for other in self.specs.values()}:
+            raise ValueError("trigger already registered")
+        number = f"r-{next(self._numbers)}"
+        self.specs[number] = spec
+        return number
+
+    def flow_execute(self, user: Any, db: int, argv: list[bytes], origin: str | None) -> Any:
+        self.asked.append((user, db, argv, origin))
+        return self.redis(argv)
+
+    def flow_transaction(self, user: Any, db: int, commands: list[list[bytes]], origin: str | None) -> list[Any]:
+        self.transactions.append(commands)
+        return [self.flow_execute(user, db, argv, origin) for argv in commands]
+
+    def flow_start(self, user: Any, db: int, argv: list[bytes], tensors: list[Any], origin: str | None) -> int:
+        token = next(self._numbers)
+        self.asked.append((user, db, argv, origin))
+        key = argv[argv.index(b"AI.MODELEXECUTE") + 1] if b"AI.MODELEXECUTE" in argv else b""
+        if key and key not in self.redis.keys:
+            raise ValueError("ERR model key is empty")
+        try:
+            outputs, error = self.redis.plan(argv, tensors), None
+        except Exception as raised:
+            outputs, error = [], str(raised)
+        self.things.put(SimpleNamespace(token=token, outputs=outputs, error=error))
+        return token
+
+    def flow_count(self, flow: str, ok: bool, error: str | None) -> None:
+        self.counted.append((flow, ok, error))

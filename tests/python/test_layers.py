@@ -20,7 +20,8 @@ ALLOWED = {
     "backends": COMMON,
     "scripts": COMMON,
     "execution": COMMON | {"_shim", "scripts", "execution"},
-    "engine": COMMON | {"_shim", "execution"},
+    "flows": COMMON | {"_shim"},
+    "engine": COMMON | {"_shim", "execution", "flows"},
     "testing": COMMON | {"scripts"},
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in {"cli"})
