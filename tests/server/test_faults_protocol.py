@@ -3,9 +3,13 @@ readers that do not read. Each command has one reply, and only who misbehaves is
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -375,6 +379,59 @@ def test_who_is_gone_while_his_run_lasts_writes_nothing(server: Server, wire: Wi
     wait_gone(wire)
     assert wire("EXISTS", "o") == 0
     assert calls(wire, "gate") == (1, 0)
+
+
+VANISHING = """
+import fcntl, socket, struct, sys
+from pathlib import Path
+import redis
+from runs import Gate, put, store, wait_running
+from servers import running, wait_until
+from wire import OK, Wire
+
+def loopback(up):
+    "Takes the interface up or down: what is sent while it is down is lost without a word."
+    with socket.socket() as s:
+        name = struct.pack("16sH14x", b"lo", 0)
+        flags = struct.unpack("16xH14x", fcntl.ioctl(s, 0x8913, name))[0]
+        fcntl.ioctl(s, 0x8914, struct.pack("16sH14x", b"lo", flags | 1 if up else flags & ~1))
+
+folder = Path(sys.argv[1])
+run = ("AI.MODELEXECUTE", "gate", "INPUTS", 1, "a", "OUTPUTS", 1, "o")
+loopback(True)
+with running("--unixsocket", str(folder / "socket"), "--tcp-keepalive", "1") as server:
+    look = redis.Redis(unix_socket_path=str(folder / "socket"))
+    wire, waits, half = (Wire(server.port) for _ in range(3))
+    gate = Gate(wire, folder / "gate", "gate")
+    put(wire, "a", 1)
+    waits.send(*run)
+    wait_running(wire)
+    half.socket.sendall(b"*5\\r\\n$12\\r\\nAI.TENSORSET\\r\\n$1\\r\\nt\\r\\n$5\\r\\nUINT8\\r\\n$4\\r\\n1000\\r\\n$4\\r\\nBL")
+    wire.close()  # a reply that is still to be acknowledged would be sent again for minutes
+    wait_until(lambda: look.info("clients")["connected_clients"] == 3, "one to leave in order")
+    loopback(False)
+    wait_until(lambda: look.info("clients")["connected_clients"] == 1, "the peers to be given up")
+    gate.open()
+    wait_until(lambda: look.info("everything")["ai_jobs_in_flight"] == 0, "the run to end")
+    assert look.keys() in ([b"a", b"gate"], [b"gate", b"a"]), look.keys()
+    loopback(True)
+    with Wire(server.port) as again:
+        assert again(*run) == OK
+    print("survived")
+"""
+
+
+def test_peers_that_vanish_without_a_word_are_given_up(tmp_path: Path) -> None:
+    """On a network of its own, whose interface is taken down while one client waits for its run and another has sent half a command."""
+    unshare = shutil.which("unshare")
+    if not unshare or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a network namespace cannot be made here")
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [unshare, "-rn", sys.executable, "-c", VANISHING, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout == "survived\n", done.stderr[-3000:]
 
 
 def test_an_idle_client_is_closed_and_one_that_waits_for_a_run_is_not(server: Server, wire: Wire, tmp_path: Path) -> None:
