@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -20,6 +21,7 @@ def rows() -> list[list[str]]:
     return cells
 
 
+@cache
 def functions(path: Path) -> set[str]:
     """The names of the functions of a file, also of those inside classes."""
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
