@@ -22,6 +22,7 @@ weights and values are in its own memory.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -71,6 +72,17 @@ _NO_CUDA = "ERR GPU requested but ONNX couldn't find CUDA"
 _log = logging.getLogger(__name__)
 
 
+def import_library() -> Any:
+    """The package onnxruntime. Raises ImportError.
+
+    Its published builds report what is opened and run to their maker, and keep a database for that in the user's home: both from the
+    import on, so that only the environment can say no. An operator who sets the variable to something else has the last word."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 class OnnxBackend:
     """Opens ONNX models."""
 
@@ -89,8 +101,7 @@ class OnnxBackend:
     @classmethod
     def load(cls, settings: Settings, meter: Meter) -> OnnxBackend:
         """Imports ONNX Runtime. Raises ImportError."""
-        import onnxruntime
-
+        onnxruntime = import_library()
         onnxruntime.set_default_logger_severity(4)
         return cls(onnxruntime, meter)
 

@@ -53,8 +53,9 @@ def latencies(session: Session, inputs: Sequence[Array], outputs: int, seconds: 
 
 
 def onnx_inputs(blob: bytes) -> list[tuple[Any, Sequence[Any]]]:
-    import onnxruntime
+    from ..backends.onnxruntime import import_library
 
+    onnxruntime = import_library()
     kinds = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(bool)": np.bool_}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

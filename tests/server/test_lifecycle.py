@@ -5,6 +5,7 @@ Loops under load are counted, not timed: 20 of 20.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -290,6 +291,26 @@ class TestEveryBackendIsAGoodGuest:
             assert all(blocked >> number - 1 & 1 for number in asynchronous), name
             assert not any(blocked >> number - 1 & 1 for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)), name
         assert seen == {"ai-python", "ai-timer", "ai-worker", "ai-loader", "ai-watchdog"}
+
+    def test_no_file_connection_or_process_is_left_open(self, with_every_backend: tuple[Server, Wire]) -> None:
+        """What libraries open they close again, also what they keep for those who made them; and nothing would outlive an exec."""
+        server, _ = with_every_backend
+        opened = {}
+        for link in Path(f"/proc/{server.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a connection that ends meanwhile
+                opened[int(link.name)] = str(link.readlink())
+        files = {number: target for number, target in opened.items() if not target.startswith(("socket:", "pipe:", "anon_inode:"))}
+        assert {target for number, target in files.items() if number > 2} <= {str(server.log_path)}
+        for number in opened.keys() - {0, 1, 2}:
+            flags = re.search(r"^flags:\s*(\d+)", Path(f"/proc/{server.pid}/fdinfo/{number}").read_text(), re.M)
+            assert flags and int(flags[1], 8) & os.O_CLOEXEC, opened[number]
+        inodes = {target[8:-1] for target in opened.values() if target.startswith("socket:")}
+        for kind in ("tcp", "tcp6", "udp", "udp6"):
+            for line in Path(f"/proc/{server.pid}/net/{kind}").read_text().splitlines()[1:]:
+                words = line.split()
+                if words[9] in inodes:
+                    assert kind == "tcp" and words[2].partition(":")[0] in ("00000000", "0100007F"), f"a connection to {words[2]}"
+        assert not [task for task in Path(f"/proc/{server.pid}/task").glob("*/children") if task.read_text()]
 
     def test_numbers_of_the_server_stay_exact(self, with_every_backend: tuple[Server, Wire]) -> None:
         """A library built with -ffast-math makes denormal numbers zero on the thread that loads it."""
