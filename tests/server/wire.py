@@ -42,7 +42,7 @@ def encode(argument: bytes | str | int | float) -> bytes:
 class Wire:
     """One connection. Use as a context manager, or `close()` it."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1", resp: int = 2, timeout: float = 30) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1", resp: int = 2, timeout: float = 60) -> None:
         self.socket = socket.create_connection((host, port), timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.reader = self.socket.makefile("rb")
