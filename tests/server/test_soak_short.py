@@ -8,7 +8,17 @@ from soak.loops import LOOPS
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("kill", 5), ("cut", 15), ("fork", 8), ("stop", 5), ("sync", 100), ("truncate", 25), ("corrupt", 25), ("leave", 1000)],
+    [
+        ("kill", 5),
+        ("everysec", 2),
+        ("cut", 15),
+        ("fork", 8),
+        ("stop", 5),
+        ("sync", 100),
+        ("truncate", 25),
+        ("corrupt", 25),
+        ("leave", 1000),
+    ],
 )
 def test_loop(name: str, count: int) -> None:
     assert LOOPS[name](20261122, count)

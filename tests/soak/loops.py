@@ -50,6 +50,7 @@ class Writer(threading.Thread):
         self.server, self.prefix = server, name
         self.acknowledged: dict[str, int] = {}
         self.attempted: dict[str, int] = {}
+        self.history: dict[str, list[tuple[float, int]]] = {}  # when each number was acknowledged
         self.stop = threading.Event()
 
     def run(self) -> None:
@@ -66,10 +67,14 @@ class Writer(threading.Thread):
         source, output = f"{self.prefix}:in:{i % 20}", f"{self.prefix}:out:{i % 20}"
         self.attempted[source] = i
         client.execute_command("AI.TENSORSET", source, "INT64", 1, "VALUES", i)
-        self.acknowledged[source] = i
+        self._acknowledge(source, i)
         self.attempted[output] = i
         client.execute_command("AI.MODELEXECUTE", "batched" if i % 2 else "echo", "INPUTS", 1, source, "OUTPUTS", 1, output)
-        self.acknowledged[output] = i
+        self._acknowledge(output, i)
+
+    def _acknowledge(self, key: str, i: int) -> None:
+        self.acknowledged[key] = i
+        self.history.setdefault(key, []).append((time.monotonic(), i))
 
 
 def value(client: redis.Redis, key: str) -> int:
@@ -99,6 +104,38 @@ def kill(seed: int, count: int) -> Counts:
                     writes += len(writer.acknowledged)
                 assert client.exists("echo", "batched") == 2, f"seed {seed}: a model is lost"
     return {"kills": count, "keys_checked": writes}
+
+
+#: Seconds that `appendfsync everysec` may lose: the file is synced once a second, and a slow sync holds writes back for as long again.
+EVERYSEC = 2.0
+
+
+def everysec(seed: int, count: int) -> Counts:
+    """kill -9 while clients write, appendfsync everysec: what was acknowledged longer ago than that is there after the restart."""
+    rng = random.Random(seed)
+    checked = 0
+    with running("--appendonly", "yes", "--appendfsync", "everysec") as server:
+        with server.client() as client:
+            store_models(client)
+        for _ in range(count):
+            writers = [Writer(server, f"w{n}") for n in range(3)]
+            for writer in writers:
+                writer.start()
+            time.sleep(rng.uniform(0.1, 3.5))
+            killed = time.monotonic()
+            server.restart(signal.SIGKILL)
+            with server.client() as client:
+                for writer in writers:
+                    writer.join(30)
+                    for key, history in writer.history.items():
+                        old = [i for when, i in history if when < killed - EVERYSEC]
+                        if old:
+                            found = value(client, key)
+                            assert found >= old[-1], f"seed {seed}: {key} is {found}, acknowledged {old[-1]} before the last two seconds"
+                            checked += 1
+                client.flushall()
+                store_models(client)
+    return {"kills": count, "keys_checked": checked}
 
 
 def digest(client: redis.Redis) -> bytes:
@@ -269,6 +306,7 @@ def huge(seed: int, count: int) -> Counts:
 
 LOOPS: dict[str, Callable[[int, int], Counts]] = {
     "kill": kill,
+    "everysec": everysec,
     "cut": cut,
     "fork": fork,
     "stop": stop,
