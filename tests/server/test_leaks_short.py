@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from servers import Server
 from soak import leaks
@@ -22,6 +24,7 @@ NEEDS = {
 }
 
 
+@pytest.mark.skipif("SANITIZER" in os.environ, reason="a sanitizer keeps freed memory for a while, to see who still uses it")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS[name]) for name in leaks.STORED])
 def test_storing_running_and_deleting_leaves_nothing_behind(real_server: Server, name: str) -> None:
     assert leaks.cycles(real_server, [name], turns=8, rounds=4).leaks() == {}
