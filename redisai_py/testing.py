@@ -253,14 +253,19 @@ class FakeFlowCall:
         for name, value in {**defaults, **fields}.items():
             setattr(self, name, value)
 
-    def reply(self, value: Any) -> None:
-        self.answers.put(("reply", value))
+    def reply(self, value: Any) -> bool:
+        self._answer("reply", value)
+        return True
 
     def fail(self, text: str) -> None:
-        self.answers.put(("fail", text))
+        self._answer("fail", text)
 
     def done(self, error: str | None) -> None:
-        self.answers.put(("done", error))
+        self._answer("done", error)
+
+    def _answer(self, how: str, what: Any) -> None:
+        del self.kind, self.id  # what was answered is gone, and cannot be asked or answered again
+        self.answers.put((how, what))
 
 
 class FakeFlowShim:

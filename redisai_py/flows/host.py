@@ -278,9 +278,10 @@ class Host:
     # ---- streams --------------------------------------------------------------------------------------------------------------------
 
     def _stream(self, event: Any) -> None:
+        flow, key = self._flows.get(event.id), event.key
         event.done(None)  # makes room; batches are counted when they ran
-        if flow := self._flows.get(event.id):
-            self._stream_of(flow, event.key).wake()
+        if flow is not None:
+            self._stream_of(flow, key).wake()
 
     def _stream_of(self, flow: Flow, key: bytes) -> Stream:
         return flow.streams.get(key) or flow.streams.setdefault(key, Stream(flow, key, self))

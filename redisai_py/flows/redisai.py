@@ -200,8 +200,8 @@ class Ops:
         self.ops.append(list(op))
 
     def argv(self) -> list[bytes]:
-        load = [b"LOAD", b"%d" % len(self.loaded), *self.loaded] if self.loaded else []
-        return [b"AI.DAGEXECUTE", *load, *(word for op in self.ops for word in (b"|>", *op))]
+        head = [b"LOAD", b"%d" % len(self.loaded), *self.loaded] if self.loaded else [b"ROUTING", b"-"]  # one of them has to be there
+        return [b"AI.DAGEXECUTE", *head, *(word for op in self.ops for word in (b"|>", *op))]
 
     def start(self, server: Server) -> Run:
         """Raises GearsError where the plan is refused."""
