@@ -241,6 +241,51 @@ def test_a_reload_under_runs_changes_none_of_them(server: Server, wire: Wire, tm
         assert wire(*execute("m", "a", "c")) == OK
 
 
+LOCKS = """
+def calls(tensors: List[Tensor], keys: List[str], args: List[str]):
+    for i in range(200):
+        redis.execute('INCR', keys[0])
+        redis.execute('AI.TENSORGET', keys[1], 'BLOB')
+"""
+
+
+@pytest.mark.needs_torch
+@pytest.mark.needs_onnx
+def test_no_lock_is_waited_for_while_another_is_held(real_server: Server) -> None:
+    """Scripts take the server's lock from two workers, models hold the interpreter, the main thread sleeps, forks, lists and configures:
+    whoever waited for one lock while holding another would end all of it."""
+    over = threading.Event()
+    replies: list[Any] = []
+
+    def again(*words: Any) -> None:
+        with Wire(real_server.port, timeout=60) as client:
+            while not over.is_set():
+                replies.append(client(*words))
+
+    with Wire(real_server.port, timeout=120) as wire:
+        for device in ("CPU", "CPU:1"):
+            assert wire("AI.SCRIPTSTORE", f"s{device}", device, "ENTRY_POINTS", 1, "calls", "SOURCE", LOCKS) == OK
+            assert wire("AI.MODELSTORE", f"m{device}", "ONNX", device, "BLOB", (EXAMPLE_MODELS / "digits.onnx").read_bytes()) == OK
+        assert wire("AI.TENSORSET", "x", "FLOAT", 8, 64) == OK
+        jobs = [("AI.SCRIPTEXECUTE", f"s{d}", "calls", "KEYS", 2, f"n{d}", "x") for d in ("CPU", "CPU:1")]
+        jobs += [execute(f"m{d}", "x", f"y{d}") for d in ("CPU", "CPU:1")]
+        threads = [threading.Thread(target=again, args=job) for job in jobs * 2]
+        for thread in threads:
+            thread.start()
+        for turn in range(40):
+            wire("DEBUG", "SLEEP", 0.01)
+            wire("INFO", "everything")
+            wire("AI._MODELSCAN")
+            wire("AI.MODELGET", "mCPU", "META")
+            assert wire("AI.TENSORSET", f"t{turn}", "FLOAT", 1) == OK
+            wire("BGSAVE") if turn % 10 == 0 else None
+        over.set()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive(), "somebody waits for ever"
+    assert len(replies) > 100 and set(replies) == {OK}
+
+
 # ---- the end that is called off ---------------------------------------------------------------------------------------------
 
 
@@ -272,6 +317,47 @@ def test_a_shutdown_that_is_aborted_leaves_everything_working(start_server: Call
     assert master.stop() == 0
 
 
+@pytest.mark.parametrize("doing", ["BGSAVE", "BGREWRITEAOF", "opening a model", "a run without end"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SHUTDOWN SAVE"])
+def test_a_stop_in_the_middle_is_clean(start_server: Callable[..., Server], tmp_path: Path, doing: str, how: str) -> None:
+    """Status 0, no report of a crash, no child left, and all that was acknowledged is there again."""
+    delay = ("--rdb-key-save-delay", "20000") if doing.startswith("BG") else ()  # microseconds per key
+    server = start_server("--appendonly", "yes", "--aof-use-rdb-preamble", "no", *delay)
+    with Wire(server.port) as wire, Wire(server.port) as other:
+        store(wire, "m")
+        for n in range(20):
+            put(wire, f"t{n}", n)
+        child: list[str] = []
+        if doing == "opening a model":
+            other.send("AI.MODELSTORE", "n", "ONNX", "CPU", "BLOB", echo_model(open_gate=str(tmp_path / "never")))
+            wait_until(lambda: info(wire, "loads_in_progress") == 1)
+        elif doing == "a run without end":
+            Gate(wire, tmp_path / "never", "gate")
+            other.send(*execute("gate", "t1", "y"))
+            wait_running(wire)
+        else:
+            wire(doing)
+            child = wait_until(lambda: children(server.pid), "the child")
+        before = wire("DEBUG", "DIGEST")
+        if how.startswith("SIG"):
+            status = server.stop(getattr(signal, how))
+        else:
+            wire.send(*how.split())
+            assert server.process is not None
+            status = server.process.wait(60)
+    assert status == 0
+    assert "crashed by signal" not in server.log()
+    for pid in child:
+        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists() or "Z (zombie)" in Path(f"/proc/{pid}/status").read_text(), "its end")
+    server.start()
+    with Wire(server.port) as wire:
+        assert wire("DEBUG", "DIGEST") == before
+
+
+def children(pid: int) -> list[str]:
+    return [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
 def test_the_module_is_loaded_once_and_stays(wire: Wire) -> None:
     """Its types are in the keyspace: the server unloads no such module, and refuses a second one of its name."""
     put(wire, "in", 3)
@@ -300,6 +386,35 @@ def test_what_a_library_does_at_its_end_does_not_keep_the_server(start_server: C
         assert wire("AI.MODELSTORE", "m", "ONNX", "CPU", "BLOB", "x") == Error("ERR Could not load backend")
     assert (tmp_path / "imported").exists()
     assert server.stop(patience=20) == 0
+
+
+CONSTRUCTOR = """
+#include <fcntl.h>
+__attribute__((constructor)) static void loaded(void) { open(CANARY, O_CREAT | O_WRONLY, 0600); }
+"""
+
+
+def test_no_path_makes_the_server_load_a_library(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """A library that tells when it is loaded lies wherever AI.CONFIG LOADBACKEND could be sent: by path, by name, below BACKENDSPATH."""
+    (tmp_path / "redisai_onnxruntime").mkdir()
+    (tmp_path / "lib.c").write_text(CONSTRUCTOR)
+    canary = f'-DCANARY="{tmp_path / "canary"}"'
+    library = tmp_path / "redisai_onnxruntime" / "redisai_onnxruntime.so"
+    subprocess.run(["cc", "-shared", "-fPIC", canary, "-o", library, tmp_path / "lib.c"], check=True)
+    shutil.copy(library, tmp_path / "redisai_onnxruntime.so")
+    server = start_server(directory=tmp_path, module_args=("BACKENDSPATH", str(tmp_path)))
+    with Wire(server.port) as wire:
+        for path in (library, tmp_path / "redisai_onnxruntime.so", "./redisai_onnxruntime.so", "redisai_onnxruntime.so"):
+            wire("AI.CONFIG", "LOADBACKEND", "ONNX", str(path))
+        assert wire("AI.CONFIG", "BACKENDSPATH", str(tmp_path)) == OK
+        wire("AI.CONFIG", "LOADBACKEND", "ONNX", "redisai_onnxruntime/redisai_onnxruntime.so")
+        store(wire, "m")
+        assert wire("ACL", "SETUSER", "writer", "on", "nopass", "~*", "+@write", "-@dangerous", "-@admin") == OK
+        with Wire(server.port) as writer:
+            assert writer("AUTH", "writer", "x") == OK
+            assert writer("AI.CONFIG", "LOADBACKEND", "TORCH", str(library)).text.startswith("NOPERM")
+        assert str(library) not in Path(f"/proc/{server.pid}/maps").read_text()
+    assert not (tmp_path / "canary").exists()
 
 
 # ---- what others may read ---------------------------------------------------------------------------------------------------
