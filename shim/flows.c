@@ -506,7 +506,7 @@ static void count(Flow *f, const char *error) {
 }
 
 void flow_done(FlowItem *item, const char *error) {
-    if (item->kind != ITEM_DROP) count(item->flow, error);
+    if (item->kind == ITEM_EVENT || error) count(item->flow, error); /* of a stream its batches count: flow_count */
     flow_item_free(item);
 }
 
@@ -655,6 +655,20 @@ static void reply_word_or_null(RedisModuleCtx *ctx, Slice s) {
     else RedisModule_ReplyWithNull(ctx);
 }
 
+/* What has a field of its own is left out. */
+static void reply_arguments(RedisModuleCtx *ctx, const Names *args) {
+    static const char *const fields[] = { "mode", "description" };
+    long n = 0;
+    RedisModule_ReplyWithArray(ctx, REDISMODULE_POSTPONED_ARRAY_LEN);
+    for (int i = 0; i < args->n; i += 2) {
+        if (strcmp(args->item[i].p, fields[0]) == 0 || strcmp(args->item[i].p, fields[1]) == 0) continue;
+        reply_word_or_null(ctx, args->item[i]);
+        reply_word_or_null(ctx, args->item[i + 1]);
+        n += 2;
+    }
+    RedisModule_ReplySetArrayLength(ctx, n);
+}
+
 static void reply_registration(RedisModuleCtx *ctx, Flow *f) {
     static const char *const states[] = { "asleep", "restoring", "live", "gone" };
     const Slice *mode = argument(&f->args, "mode"), *description = argument(&f->args, "description");
@@ -684,8 +698,7 @@ static void reply_registration(RedisModuleCtx *ctx, Flow *f) {
     reply_word(ctx, "lastError");
     reply_word_or_null(ctx, (Slice){ last_error, last_error ? strlen(last_error) : 0 });
     reply_word(ctx, "args");
-    RedisModule_ReplyWithArray(ctx, f->args.n);
-    for (int i = 0; i < f->args.n; i++) RedisModule_ReplyWithStringBuffer(ctx, f->args.item[i].p, f->args.item[i].n);
+    reply_arguments(ctx, &f->args);
     reply_word(ctx, "status");
     reply_word(ctx, states[state]);
     reply_word(ctx, "user");

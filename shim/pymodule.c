@@ -1085,6 +1085,7 @@ static bool node_from(PyObject *value, Arena *arena, ReplyNode *node, int depth)
 typedef struct {
     PyObject_HEAD
     FlowItem *item; /* NULL once answered */
+    PyObject *id;   /* readable also then */
 } PyFlowCall;
 static PyTypeObject PyFlowCall_Type;
 
@@ -1108,6 +1109,7 @@ static void flow_item_fail(FlowItem *item, const char *error) {
 
 static void flow_call_dealloc(PyFlowCall *self) {
     if (self->item) flow_item_fail(self->item, "ERR the flow was dropped by an internal error");
+    Py_XDECREF(self->id);
     PyObject_Free(self);
 }
 
@@ -1147,10 +1149,7 @@ static PyObject *flow_call_get_kind(PyFlowCall *self, void *unused) {
     const FlowItem *item = flow_call_peek(self);
     return item ? PyUnicode_FromString(kinds[item->kind]) : NULL;
 }
-static PyObject *flow_call_get_id(PyFlowCall *self, void *unused) {
-    const FlowItem *item = flow_call_peek(self);
-    return item ? PyUnicode_FromString(item->source ? item->source->id : item->flow->id) : NULL;
-}
+static PyObject *flow_call_get_id(PyFlowCall *self, void *unused) { return Py_NewRef(self->id); }
 static PyObject *flow_call_get_source(PyFlowCall *self, void *unused) {
     const FlowItem *item = flow_call_peek(self);
     if (!item) return NULL;
@@ -1209,12 +1208,38 @@ static PyTypeObject PyFlowCall_Type = {
 typedef struct {
     PyObject_HEAD
     FlowItem *item; /* NULL once done */
+    int db;
+    PyObject *kind, *id, *key, *event, *user; /* readable also when it is done */
 } PyFlowEvent;
 static PyTypeObject PyFlowEvent_Type;
 
 static void flow_event_dealloc(PyFlowEvent *self) {
     if (self->item) flow_item_fail(self->item, "ERR the event was dropped by an internal error");
+    Py_XDECREF(self->kind);
+    Py_XDECREF(self->id);
+    Py_XDECREF(self->key);
+    Py_XDECREF(self->event);
+    Py_XDECREF(self->user);
     PyObject_Free(self);
+}
+
+/* Takes over the item. */
+static PyObject *flow_event_wrap(FlowItem *item) {
+    PyFlowEvent *self = PyObject_New(PyFlowEvent, &PyFlowEvent_Type);
+    if (!self) {
+        flow_item_fail(item, "ERR not enough memory");
+        return NULL;
+    }
+    self->item = item;
+    self->db = item->db;
+    self->kind = PyUnicode_FromString(item->kind == ITEM_STREAM ? "stream" : "event");
+    self->id = PyUnicode_FromString(item->flow->id);
+    self->key = bytes_of(item->key);
+    self->event = text_of(item->event);
+    self->user = flow_user_wrap(item->flow->user);
+    if (!PyErr_Occurred()) return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
 }
 
 static FlowItem *flow_event_peek(PyFlowEvent *self) {
@@ -1233,17 +1258,12 @@ static PyObject *flow_event_done(PyFlowEvent *self, PyObject *error) {
     Py_RETURN_NONE;
 }
 
-#define FLOW_EVENT_FIELD(field, expression) \
-    static PyObject *flow_event_get_##field(PyFlowEvent *self, void *unused) { \
-        const FlowItem *item = flow_event_peek(self); \
-        return item ? (expression) : NULL; \
-    }
-FLOW_EVENT_FIELD(kind, PyUnicode_FromString(item->kind == ITEM_STREAM ? "stream" : "event"))
-FLOW_EVENT_FIELD(id, PyUnicode_FromString(item->flow->id))
-FLOW_EVENT_FIELD(key, bytes_of(item->key))
-FLOW_EVENT_FIELD(event, text_of(item->event))
-FLOW_EVENT_FIELD(db, PyLong_FromLong(item->db))
-FLOW_EVENT_FIELD(user, flow_user_wrap(item->flow->user))
+static PyObject *flow_event_get_kind(PyFlowEvent *self, void *unused) { return Py_NewRef(self->kind); }
+static PyObject *flow_event_get_id(PyFlowEvent *self, void *unused) { return Py_NewRef(self->id); }
+static PyObject *flow_event_get_key(PyFlowEvent *self, void *unused) { return Py_NewRef(self->key); }
+static PyObject *flow_event_get_event(PyFlowEvent *self, void *unused) { return Py_NewRef(self->event); }
+static PyObject *flow_event_get_db(PyFlowEvent *self, void *unused) { return PyLong_FromLong(self->db); }
+static PyObject *flow_event_get_user(PyFlowEvent *self, void *unused) { return Py_NewRef(self->user); }
 static PyGetSetDef flow_event_fields[] = {
     { "kind", (getter)flow_event_get_kind, NULL, "event or stream.", NULL },
     { "id", (getter)flow_event_get_id, NULL, "Of the registration.", NULL },
@@ -1344,13 +1364,15 @@ static PyTypeObject PyFlowRun_Type = {
 /* Takes over the item. */
 static PyObject *flow_item_wrap(FlowItem *item) {
     if (item->kind == ITEM_RUN) return flow_run_wrap(item);
-    bool event = item->kind == ITEM_EVENT || item->kind == ITEM_STREAM;
-    PyFlowCall *self = event ? (PyFlowCall *)PyObject_New(PyFlowEvent, &PyFlowEvent_Type) : PyObject_New(PyFlowCall, &PyFlowCall_Type);
-    if (self) self->item = item;
+    if (item->kind == ITEM_EVENT || item->kind == ITEM_STREAM) return flow_event_wrap(item);
+    PyFlowCall *self = PyObject_New(PyFlowCall, &PyFlowCall_Type);
+    PyObject *id = PyUnicode_FromString(item->source ? item->source->id : item->flow->id);
+    if (self) *self = (PyFlowCall){ .ob_base = self->ob_base, .item = item, .id = id };
     else flow_item_fail(item, "ERR not enough memory");
-    return (PyObject *)self;
+    if (self && id) return (PyObject *)self;
+    Py_XDECREF(self);
+    return NULL;
 }
-_Static_assert(offsetof(PyFlowCall, item) == offsetof(PyFlowEvent, item), "flow_item_wrap fills either");
 
 static PyObject *next_flow(PyObject *self, PyObject *unused) {
     FlowItem *item;
@@ -1428,7 +1450,7 @@ static PyObject *flow_register_(PyObject *self, PyObject *args) {
     if (item) {
         const char *error = NULL;
         char *made;
-        call->item = NULL; /* ours while the GIL is free */
+        call->item = NULL; /* ours while the GIL is free: nobody answers meanwhile */
         Py_BEGIN_ALLOW_THREADS
         made = shim->flow_register(item, (Slice){ reader_name, (size_t)n }, names, &error);
         Py_END_ALLOW_THREADS
