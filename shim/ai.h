@@ -475,6 +475,8 @@ typedef struct Message {
 void inbox_post(Message m);                   /* any thread; takes ai_lock */
 void inbox_post_locked(Message m);            /* the same, under ai_lock */
 Message *inbox_pop(void);                     /* loader, without the GIL: waits */
+/* Under ai_lock: takes back the message of a store that the loader has not begun; the caller's then, with its reference. NULL: it has begun. */
+Message *inbox_withdraw(const Job *store);
 int inbox_length(void); /* for tests of the queues */
 void loader_want(Program *p); /* under ai_lock: asks for the opening once */
 void loader_opened(Program *p, Job *store, Names inputs, Names outputs); /* loader thread; takes over the names */

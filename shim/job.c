@@ -234,7 +234,8 @@ void jobs_expire(int64_t now, int64_t *next_due) {
     jobs_finish(ended);
 }
 
-/* The server calls this once when a blocked client goes away; the job lives on until it ends. */
+/* The server calls this once when a blocked client goes away; the job lives on until it ends. A store that the loader has not begun ends
+ * here: it holds the bytes of its model, and nobody will read how it went. */
 static void client_gone(RedisModuleCtx *ctx, RedisModuleBlockedClient *bc) {
     Job *job = *blocked_by(bc);
     while (job && job->bc != bc) job = job->older;
@@ -242,9 +243,16 @@ static void client_gone(RedisModuleCtx *ctx, RedisModuleBlockedClient *bc) {
     pthread_mutex_lock(&ai_lock);
     job->gone = true;
     jobs_gone++;
-    if (job->waits_for && job->kind == JOB_RUN) stop_waiting(job);
-    bool ended = !job->finished && job->started && proceed(job);
+    bool waited = job->waits_for;
+    if (waited) stop_waiting(job);
+    Message *store = job->kind == JOB_STORE ? inbox_withdraw(job) : NULL;
+    bool ended = job->kind == JOB_RUN ? !job->finished && job->started && proceed(job) : waited || store;
+    if (ended) job->finished = true;
     pthread_mutex_unlock(&ai_lock);
+    if (store) {
+        program_unref(store->program);
+        RedisModule_Free(store);
+    }
     if (ended) job_finish(job);
 }
 

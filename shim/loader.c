@@ -43,6 +43,18 @@ Message *inbox_pop(void) {
     return m;
 }
 
+Message *inbox_withdraw(const Job *store) {
+    Message **at = &inbox;
+    while (*at && (*at)->job != store) at = &(*at)->next;
+    Message *m = *at;
+    if (!m) return NULL;
+    *at = m->next;
+    if (!*at) inbox_tail = at;
+    inbox_count--;
+    loads_wanted--;
+    return m;
+}
+
 int inbox_length(void) { return inbox_count; }
 
 /* ---- opening ------------------------------------------------------------------------------------------------------------------ */

@@ -38,6 +38,10 @@ def client_list(wire: Wire) -> list[dict[str, str]]:
     return [dict(pair.split("=", 1) for pair in line.split()) for line in wire("CLIENT", "LIST").decode().splitlines()]
 
 
+def execute(key: str, source: str, target: str) -> tuple[Any, ...]:
+    return ("AI.MODELEXECUTE", key, "INPUTS", 1, source, "OUTPUTS", 1, target)
+
+
 # ---- every command, bent -----------------------------------------------------------------------------------------------------------------
 
 SOURCE = "def f(tensors: List[Tensor], keys: List[str], args: List[str]):\n    return tensors[0]\n"
@@ -251,6 +255,39 @@ def test_a_pipeline_of_ten_thousand_is_answered_in_order_and_in_the_protocols_ty
     empty = Error("ERR tensor key is empty or in a different shard")
     assert replies == [reply for i in range(turns) for reply in (OK, OK, [number(i)], empty)]
     assert all(type(replies[4 * i + 2][0]) is (Double if resp == 3 else bytes) for i in range(turns))
+
+
+def test_the_protocol_may_change_in_the_middle_of_a_pipeline(server: Server, wire: Wire) -> None:
+    """A run waits in between: what it answers, and what comes after, is in the protocol that was chosen when it was sent."""
+    store(wire, "m", "sleep", seconds=0.01)
+    put(wire, "a", 0.5)
+    run = ("AI.DAGRUN", "LOAD", 1, "a", "|>", "AI.MODELRUN", "m", "INPUTS", "a", "OUTPUTS", "o", "|>", "AI.TENSORGET", "o", "VALUES")
+    with Wire(server.port) as own:
+        own.socket.sendall(command(*run) + command("HELLO", 3) + command(*run) + command("HELLO", 2) + command(*run))
+        first, _, second, _, third = (own.read() for _ in range(5))
+    assert first == third == [OK, [b"0.5"]]
+    assert second == [OK, [Double(0.5)]] and type(second[1][0]) is Double
+
+
+def test_who_wants_no_replies_gets_none(server: Server, wire: Wire) -> None:
+    store(wire, "m", "sleep", seconds=0.002)
+    put(wire, "a", 7)
+    runs = [execute("m", "a", f"o{i}") for i in range(20)]
+    with Wire(server.port) as own:
+        for run in runs[:10]:
+            own.socket.sendall(command("CLIENT", "REPLY", "SKIP") + command(*run) + command("CLIENT", "REPLY", "SKIP"))
+            own.socket.sendall(command("AI.TENSORGET", "a") + command("ECHO", run[-1]))
+            assert own.read() == run[-1].encode()
+        own.send("CLIENT", "REPLY", "OFF")
+        for run in runs[10:]:
+            own.send(*run)
+            own.send("AI.TENSORGET", "a", "VALUES")
+            own.send("AI.MODELSTORE", "n", "ONNX", "CPU", "BLOB", "no model")
+        own.send("CLIENT", "REPLY", "ON")
+        assert own.read() == OK
+        assert own("PING") == PONG
+    assert wire("EXISTS", *(run[-1] for run in runs)) == 20
+    assert calls(wire, "m") == (20, 0)
 
 
 HALF = {

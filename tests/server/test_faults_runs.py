@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import echo_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runs import Gate, calls, get, info, put, put_script, since_7, store, wait_gone, wait_queued, wait_running
@@ -38,6 +39,10 @@ def other(server: Server) -> Iterator[Wire]:
 
 def execute(key: str, source: str, target: str, *words: Any) -> tuple[Any, ...]:
     return ("AI.MODELEXECUTE", key, "INPUTS", 1, source, "OUTPUTS", 1, target, *words)
+
+
+def used_memory(wire: Wire) -> int:
+    return int(dict(line.split(":") for line in wire("INFO", "memory").decode().splitlines() if ":" in line)["used_memory"])
 
 
 # ---- rights to keys in every position ------------------------------------------------------------------------------------------------
@@ -418,11 +423,82 @@ def test_a_clock_that_jumps_by_an_hour_ends_no_wait_and_prolongs_none(start_serv
         three.close()
 
 
+# ---- a model that opens ------------------------------------------------------------------------------------------------------------------
+
+WAITING = {
+    "run": execute("m", "in", "out"),
+    "run with a timeout": execute("m", "in", "out", "TIMEOUT", 600_000),
+    "dag": ("AI.DAGEXECUTE", "LOAD", 1, "in", "PERSIST", 1, "out", "|>", *execute("m", "in", "out")),
+    "show": ("AI.MODELGET", "m", "META"),
+    "store": ("AI.MODELSTORE", "out", "ONNX", "CPU", "BLOB", echo_model()),
+}
+
+
+@pytest.mark.parametrize("leave", [True, False], ids=["leaves", "stays"])
+@pytest.mark.parametrize("what", WAITING)
+@pytest.mark.parametrize("change", ["nothing", "DEL m", "FLUSHALL", "SET m x", "AI.MODELSTORE"])
+def test_who_waits_for_a_model_to_open_is_answered_once_or_not_at_all(
+    wire: Wire, server: Server, tmp_path: Path, what: str, change: str, leave: bool
+) -> None:
+    """A model that a transaction stored is opened afterwards; meanwhile its key may go, or be another model's."""
+    put(wire, "in", 1)
+    wire("MULTI")
+    wire("AI.MODELSTORE", "m", "ONNX", "CPU", "BLOB", echo_model(open_gate=str(tmp_path / "open")))
+    assert wire("EXEC") == [OK]
+    before = info(wire, "jobs_in_flight") or 0
+    with Wire(server.port) as waiting, Wire(server.port) as storing:
+        waiting.send(*WAITING[what])
+        wait_until(lambda: info(wire, "jobs_in_flight") == before + 1, "the request to wait")
+        if change == "AI.MODELSTORE":
+            storing.send("AI.MODELSTORE", "m", "ONNX", "CPU", "TAG", "new", "BLOB", echo_model("nan"))
+            wait_until(lambda: info(wire, "jobs_in_flight") == before + 2, "the other store to wait")
+        elif change != "nothing":
+            wire(*change.split())
+        if leave:
+            waiting.close()
+            wait_until(lambda: info(wire, "jobs_in_flight") == before + (change == "AI.MODELSTORE"), "the request to be gone")
+        (tmp_path / "open").touch()
+        if change == "AI.MODELSTORE":
+            assert storing.read() == OK
+            assert wire("AI.MODELGET", "m", "META")[5] == b"new"
+        if leave:
+            assert wire("EXISTS", "out") == 0
+        else:
+            reply = waiting.read()
+            assert waiting("PING") == Status("PONG"), "one reply and no more"
+            assert reply == ([OK] if what == "dag" else OK) if what != "show" else reply[11] == [b"input_0"]
+            if what.startswith(("run", "dag")):
+                assert get(wire, "out") == [1], "by the model that it found"
+    wait_gone(wire)
+    wire("FLUSHALL")
+    wait_until(lambda: info(wire, "ONNX_sessions") == 0, "every session to be closed")
+
+
+def test_stores_that_nobody_waits_for_are_not_begun_and_give_their_memory_back(wire: Wire, server: Server, tmp_path: Path) -> None:
+    """While the loader is busy: the bytes of twenty models, and the place in the loader's queue."""
+    padding = " " * (1 << 20)
+    with Wire(server.port) as busy:
+        busy.send("AI.MODELSTORE", "slow", "ONNX", "CPU", "BLOB", echo_model(open_gate=str(tmp_path / "open")))
+        wait_until(lambda: info(wire, "loads_in_progress") == 1, "the loader to be busy")
+        before = used_memory(wire)
+        leavers = [Wire(server.port) for _ in range(20)]
+        for n, leaver in enumerate(leavers):
+            leaver.send("AI.MODELSTORE", f"m{n}", "ONNX", "CPU", "BLOB", echo_model(), padding)
+        wait_until(lambda: info(wire, "loads_in_progress") == 21, "every store to wait")
+        with Wire(server.port) as patient:
+            patient.send("AI.MODELSTORE", "last", "ONNX", "CPU", "BLOB", echo_model())
+            wait_until(lambda: info(wire, "loads_in_progress") == 22, "one more")
+            for leaver in leavers:
+                leaver.close()
+            wait_until(lambda: info(wire, "loads_in_progress") == 2, "the stores to be taken back")
+            wait_until(lambda: used_memory(wire) - before < 2 << 20, "the memory to be given back")
+            (tmp_path / "open").touch()
+            assert (busy.read(), patient.read()) == (OK, OK)
+    assert wire("DBSIZE") == 2
+    assert wire("AI._MODELSCAN") == [[b"last", b""], [b"slow", b""]]
+
+
 # ---- crowds ------------------------------------------------------------------------------------------------------------------------------
-
-
-def used_memory(wire: Wire) -> int:
-    return int(dict(line.split(":") for line in wire("INFO", "memory").decode().splitlines() if ":" in line)["used_memory"])
 
 
 def test_a_hundred_thousand_requests_of_five_hundred_clients(server: Server, wire: Wire) -> None:

@@ -144,6 +144,14 @@ def test_commands_run_in_the_database_of_the_caller(real_server: Server, c: redi
         store(three)
         execute(three, "SET", "here", "3")
         assert three.get("here") == b"3"
+        execute(three, "SELECT", "5")
+        execute(three, "SET", "there", "3")
+        assert three.get("there") == b"3"
+        head = "def f(tensors: List[Tensor], keys: List[str], args: List[str]):\n"
+        both = head + "    redis.execute('SELECT', '5')\n    redis.execute('SET', keys[0], '3')\n"
+        three.execute_command("AI.SCRIPTSTORE", "s", "CPU", "ENTRY_POINTS", 1, "f", "SOURCE", both)
+        assert call(three, "f", "KEYS", 1, "again") == OK
+        assert three.get("again") == b"3"
     assert c.get("here") is None
 
 
