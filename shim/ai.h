@@ -703,6 +703,7 @@ int flow_persist_register(RedisModuleCtx *ctx);
 void flow_replicate_add(RedisModuleCtx *ctx, const FlowSource *s);
 void flow_replicate_remove(RedisModuleCtx *ctx, Slice id);
 void flow_persist_subscribe(RedisModuleCtx *ctx);
+void flow_persist_turn(RedisModuleCtx *ctx); /* holder, in each turn of the server's loop */
 int cmd_config_flow(RedisModuleCtx *ctx, RedisModuleString **argv, int argc); /* AI.CONFIG _FLOW: from a master and from an AOF only */
 
 /* ---- persist.c: RDB, AOF and the other callbacks of the three data types -------------------------------------------- */

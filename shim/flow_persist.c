@@ -6,8 +6,9 @@
  *    master's link. Nobody else may send it.
  * 3. Data beside the keys needs a type, which is registered where the server writes nothing for it while there are no flows (aux_save2, from 7.2
  *    on), and elsewhere only with FLOWS yes: so a server without flows writes dumps that RedisAI 1.2.7 reads.
- * 4. An AOF that is rewritten without an RDB preamble has no place for data beside keys. The rewriting child is forked after the new
- *    increment of the AOF has been opened: what is replicated then is in it.
+ * 4. An AOF that is rewritten without an RDB preamble has no place for data beside keys. What is replicated after the child was forked follows
+ *    what the child writes: so all flows are replicated again, in the turn of the loop after the fork (in the fork itself 6.2 has not yet
+ *    switched the AOF on, and writes may be paused).
  * 5. Nothing that was read is believed: counts are bounded by the words there are, and what is malformed refuses the dump. */
 #include "ai.h"
 
@@ -244,8 +245,15 @@ static bool rewrites_plain_aof(RedisModuleCtx *ctx) {
     return plain;
 }
 
+static bool append_all;
+
 static void on_fork(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
-    if (sub != FORK_CHILD_BORN || !flows_first() || !rewrites_plain_aof(ctx)) return;
+    if (sub == FORK_CHILD_BORN && flows_first()) append_all |= rewrites_plain_aof(ctx);
+}
+
+void flow_persist_turn(RedisModuleCtx *ctx) {
+    if (!append_all || RedisModule_AvoidReplicaTraffic()) return;
+    append_all = false;
     for (const FlowSource *s = flows_first(); s; s = s->next) flow_replicate_add(ctx, s);
 }
 

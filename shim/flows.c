@@ -506,7 +506,7 @@ static void count(Flow *f, const char *error) {
 }
 
 void flow_done(FlowItem *item, const char *error) {
-    if (item->kind == ITEM_EVENT || error) count(item->flow, error); /* of a stream its batches count: flow_count */
+    if (item->kind == ITEM_EVENT || (item->kind == ITEM_STREAM && error)) count(item->flow, error); /* of a stream batches count: flow_count */
     flow_item_free(item);
 }
 

@@ -91,11 +91,13 @@ static void on_loop(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void 
     if (sub != EVENTLOOP_BEFORE_SLEEP) return;
     strings_drain();
     jobs_pause_check();
+    flow_persist_turn(ctx);
 }
 
 static void on_cron(RedisModuleCtx *ctx, RedisModuleEvent e, uint64_t sub, void *data) {
     strings_drain();
     jobs_pause_check();
+    flow_persist_turn(ctx);
 }
 
 static void subscribe(RedisModuleCtx *ctx) {
