@@ -18,7 +18,7 @@ build_dir = build/$(shell echo $(BUILD_TYPE) | tr A-Z a-z)
 placed = $(if $(filter Release,$(BUILD_TYPE)),-DREDISAI_TREE=$(CURDIR)/redisai_py,-DREDISAI_ENV=$(CURDIR)/$(build_dir)/env)
 
 .DEFAULT_GOAL := help
-.PHONY: soak leaks valgrind seeded fuzz help run test test-asan test-tsan check format bench docs build prepare clean clean-venv
+.PHONY: soak leaks valgrind seeded fuzz help run test test-asan test-tsan check format bench docs dist build prepare clean clean-venv
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ bench: build ## Run the benchmarks
 docs: EXTRAS := docs
 docs: prepare ## Build the documentation site in site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+dist: ## Build what a release publishes into dist/, and try it in a fresh environment
+	@$(PYTHON) tools/release.py
 
 build: prepare ## Build the module into redisai_py/ (warnings are errors)
 	@$(CMAKE) -S . -B $(build_dir) -DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DPython_EXECUTABLE=$(CURDIR)/$(PY) $(placed) \

@@ -24,8 +24,8 @@ CPU_BUILDS = {
         re.compile(r"torch .*\+cpu"),
         "pip install --force-reinstall torch, from the package index itself: its build for Linux has CUDA",
     ),
-    "ONNX": (re.compile(r"onnxruntime "), "pip uninstall onnxruntime && pip install onnxruntime-gpu"),
-    "TF": (re.compile(r"tensorflow-cpu "), "pip uninstall tensorflow-cpu && pip install 'tensorflow[and-cuda]'"),
+    "ONNX": (re.compile(r"onnxruntime "), "pip uninstall onnxruntime && pip install 'redisai-server[onnx-gpu]'"),
+    "TF": (re.compile(r"tensorflow-cpu "), "pip uninstall tensorflow-cpu && pip install 'redisai-server[tf-gpu]'"),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from servers import ROOT
 
 from redisai_py import install
 from redisai_py.cli import COMMANDS, doctor, machine, main, systemd, without_click
@@ -265,6 +266,11 @@ def test_gpus_and_the_backends_that_cannot_use_them_are_named(tmp_path: Path, mo
     assert [finding.found.split()[0] for finding in blind] == ["TORCH", "ONNX"]
     builds.update(TORCH=("torch", "2.13.0"), ONNX=("onnxruntime-gpu", "1.31.1"))
     assert machine.gpus(tmp_path, install.BACKEND_PACKAGES) == [here]
+
+
+def test_the_builds_for_gpus_are_of_the_versions_that_the_tests_ran_with() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert pins["onnxruntime-gpu"] == pins["onnxruntime"]
 
 
 # ---- hardened services -------------------------------------------------------------------------------------------------------------
