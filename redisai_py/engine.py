@@ -4,6 +4,7 @@
     worker threads    one or more per run queue: batch -> session.run -> answer     execution/worker.py
     watchdog thread   ends runs of ONNX Runtime past their limit                    execution/watchdog.py
     flow threads      with FLOWS yes only: Python that clients send                 flows/
+    helper processes  with ISOLATION process: what the two first do with libraries  isolation/
 
 `start()` is called once by interp.c, on the thread that becomes Python's main thread, while the server waits; it returns when the workers
 of the CPU queue stand ready. Nothing here runs when a command arrives: workers and loader wait inside the shim, without the GIL.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from typing import Any
 
 from . import log
 from ._shim import Shim, connect
@@ -42,15 +44,26 @@ def start(capsule: object) -> None:
     build(shim)
 
 
+def _opener(shim: Shim, settings: Settings) -> Any:
+    """What opens models in helper processes. The import is here for the sake of servers that need none of it."""
+    from .isolation.remote import RemoteOpener
+    from .isolation.supervisor import Supervisor
+
+    supervisor = Supervisor(shim, settings, stack_size=STACK_SIZE, switch_interval=SWITCH_INTERVAL)
+    return RemoteOpener(supervisor, shim.meter, settings.execution_timeout_ms / 1000)
+
+
 def build(shim: Shim) -> Loader:
     """Starts every thread on `shim`; split from `start` so that tests can do it with a fake."""
     options = shim.settings()
     eager = options.pop("eager")
     flows, flows_timeout = options.pop("flows", False), options.pop("flows_timeout_ms", 0)
+    options.pop("sandbox", None)
+    isolation = options.pop("isolation", "none")
     settings = Settings(**options)
     sessions = Sessions(Residents(shim))
     workers = Workers(shim, sessions, settings.workers)
-    loader = Loader(shim, sessions, workers, settings)
+    loader = Loader(shim, sessions, workers, settings, _opener(shim, settings) if isolation == "process" else None)
     for name in eager:
         loader.load_backend(name)
     for queue, _ in shim.queues():

@@ -17,3 +17,14 @@ class BatchMismatch(BackendError):
 
 class Terminated(BackendError):
     """A run was ended by the watchdog or refused by the memory limit. Never retried member by member."""
+
+
+def sentence(error: BaseException) -> str:
+    """What a client reads of an exception that no backend foresaw."""
+    try:
+        text = str(error)
+    except Exception:  # its text is no UTF-8, or worse
+        text = ""
+    if text.startswith("ERR "):
+        return text
+    return f"ERR {type(error).__name__}: {text}" if text else f"ERR {type(error).__name__}"

@@ -715,6 +715,9 @@ void persist_open_all(void);
 
 /* ---- config.c, stats.c ----------------------------------------------------------------------------------------------- */
 
+typedef enum { ISOLATION_NONE, ISOLATION_PROCESS } Isolation; /* where sessions live: in this process, in helper processes */
+typedef enum { SANDBOX_NO, SANDBOX_YES, SANDBOX_AUTO } Sandbox; /* auto: yes where the kernel can, and file operations are not allowed */
+extern const char *const isolation_names[], *const sandbox_names[]; /* lower case; NULL-terminated */
 typedef struct Config {
     _Atomic int64_t threads_per_queue, intra_op, inter_op; /* 0 = default, for the last two */
     _Atomic int64_t model_execution_timeout;               /* ms */
@@ -724,6 +727,7 @@ typedef struct Config {
     bool allow_file_ops;
     bool flows;                                    /* RG.*: clients may send Python */
     _Atomic int64_t flows_timeout;                 /* ms until a flow's client is answered with an error, 0 = none */
+    _Atomic int64_t isolation, sandbox;            /* Isolation, Sandbox */
     char *backends_path;                           /* shown, never opened */
     char *python;                                  /* load argument PYTHON, or NULL */
     bool eager[BACKEND_COUNT];                     /* named as load arguments */
@@ -735,6 +739,8 @@ int cmd_config(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_info(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report);
 extern _Atomic int64_t onnx_memory, onnx_memory_accesses; /* counted by the ONNX backend */
+extern _Atomic int64_t helpers_live, helpers_started, helpers_ended; /* helper processes: running, ever started, ended by themselves or for cause */
+extern char *_Atomic sandbox_state; /* what is in force, and why not; NULL = nothing asked. Replaced, never freed: the reader takes no lock */
 extern _Atomic int64_t jobs_in_flight, loads_wanted, loads_failed, loads_done, jobs_timed_out, jobs_gone;
 extern char python_version[64];
 extern bool ai_enterprise, ai_valkey;
@@ -796,6 +802,11 @@ typedef struct Shim {
     void (*free)(void *);
     void (*log)(const char *level, const char *line);
     void (*meter)(int64_t delta, int64_t accesses);
+    Blob *(*blob_ref)(Blob *);
+    void (*blob_unref)(Blob *);
+    void (*helpers)(int64_t live, int64_t started, int64_t ended);
+    void (*sandbox)(const char *state);
+    const char *const *isolation_names, *const *sandbox_names;
     const Config *config;
     const char *const *backend_names;
     int64_t (*now_us)(void);

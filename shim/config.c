@@ -10,6 +10,7 @@
 #include "ai.h"
 
 #include <dlfcn.h>
+#include <strings.h>
 
 enum { MIB = 1024 * 1024 };
 
@@ -23,6 +24,9 @@ static const Config defaults = {
     .max_queue = 65536,
 };
 Config config;
+
+const char *const isolation_names[] = {"none", "process", NULL};
+const char *const sandbox_names[] = {"no", "yes", "auto", NULL};
 
 /* ---- values --------------------------------------------------------------------------------------------------------- */
 
@@ -82,6 +86,7 @@ typedef struct Option {
     bool (*set)(const struct Option *o, Slice value);                       /* false: refused */
     int (*enlist)(RedisModuleCtx *ctx, const struct Option *o);             /* registers the parameter */
     _Atomic int64_t *number;
+    const char *const *choices;                                             /* of which `number` is one; NULL: any number */
     bool *flag;
     char **text;
     int64_t least;
@@ -105,6 +110,15 @@ static bool set_number(const Option *o, Slice value) {
     if (!to_number(value, o->least, &n)) return false;
     put_number(o, n);
     return true;
+}
+
+static bool set_choice(const Option *o, Slice value) {
+    for (int i = 0; o->choices[i]; i++)
+        if (strlen(o->choices[i]) == value.n && !strncasecmp(o->choices[i], value.p, value.n)) {
+            *o->number = i;
+            return true;
+        }
+    return false;
 }
 
 static bool set_yes_no(const Option *o, Slice value) {
@@ -137,6 +151,21 @@ static int set_number_parameter(const char *name, long long value, void *u, Redi
 static int enlist_number(RedisModuleCtx *ctx, const Option *o) {
     return RedisModule_RegisterNumericConfig(ctx, o->parameter, number_of(o), o->flags, o->least, INT64_MAX, get_number_parameter,
                                              set_number_parameter, NULL, (void *)o);
+}
+
+static int get_choice_parameter(const char *name, void *u) { return (int)number_of(u); }
+
+static int set_choice_parameter(const char *name, int value, void *u, RedisModuleString **error) {
+    *((const Option *)u)->number = value;
+    return REDISMODULE_OK;
+}
+
+static int enlist_choice(RedisModuleCtx *ctx, const Option *o) {
+    static const int values[] = {0, 1, 2};
+    int n = 0;
+    while (o->choices[n]) n++;
+    return RedisModule_RegisterEnumConfig(ctx, o->parameter, (int)number_of(o), o->flags, (const char **)o->choices, values, n,
+                                          get_choice_parameter, set_choice_parameter, NULL, (void *)o);
 }
 
 static int get_yes_no_parameter(const char *name, void *u) { return *((const Option *)u)->flag; }
@@ -194,6 +223,7 @@ static const Option options[] = {
     {"ALLOW_FILE_OPS", "allow-file-ops", set_yes_no, enlist_yes_no, .flag = &config.allow_file_ops, .flags = CONFIG_IMMUTABLE},
     {"FLOWS", "flows", set_yes_no, enlist_yes_no, .flag = &config.flows, .flags = CONFIG_IMMUTABLE},
     {"FLOWS_TIMEOUT", "flows-timeout", set_number, enlist_number, &config.flows_timeout, .flags = CONFIG_IMMUTABLE},
+    {"ISOLATION", "isolation", set_choice, enlist_choice, &config.isolation, isolation_names, .flags = CONFIG_IMMUTABLE, .shown = true},
     {"PYTHON", "python", set_text, enlist_text, .text = &config.python, .flags = CONFIG_IMMUTABLE},
 };
 enum { OPTIONS = sizeof options / sizeof *options };
@@ -336,6 +366,7 @@ static int get(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     if (slice_is(name, "MODEL_CHUNK_SIZE")) return RedisModule_ReplyWithLongLong(ctx, config.model_chunk_size);
     const Option *o = option_find(name);
     if (!o || !o->shown) return RedisModule_ReplyWithNull(ctx);
+    if (o->choices) return RedisModule_ReplyWithStringBuffer(ctx, o->choices[number_of(o)], strlen(o->choices[number_of(o)]));
     return RedisModule_ReplyWithLongLong(ctx, number_of(o));
 }
 

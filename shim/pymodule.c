@@ -9,6 +9,7 @@
  *   Worker          a thread's place at a run queue: pop() waits for a batch
  *   Opening         a program to open; dropped without an answer, it answers with an error
  *   BackendRequest  a backend to import
+ *   Blob            the bytes of a model or script, as a buffer
  *   ReplyError      an error inside a reply of redis.execute
  *   FlowCall        a source to execute or a trigger to answer; dropped without an answer, it answers with an error
  *   FlowEvent       a key has changed, or a stream has grown; dropped, it counts as failed
@@ -776,6 +777,38 @@ static PyTypeObject PyWorker_Type = {
     .tp_methods = worker_methods,
 };
 
+/* ---- Blob --------------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    Blob *blob; /* a reference */
+} PyBlob;
+static PyTypeObject PyBlob_Type;
+
+static PyObject *blob_wrap(Blob *b) {
+    PyBlob *self = PyObject_New(PyBlob, &PyBlob_Type);
+    if (self) self->blob = shim->blob_ref(b);
+    return (PyObject *)self;
+}
+
+static void blob_dealloc(PyBlob *self) {
+    shim->blob_unref(self->blob);
+    PyObject_Free(self);
+}
+
+static int blob_getbuffer(PyBlob *self, Py_buffer *view, int flags) {
+    return PyBuffer_FillInfo(view, (PyObject *)self, self->blob->data, (Py_ssize_t)self->blob->len, 1, flags);
+}
+static PyBufferProcs blob_buffer = { (getbufferproc)blob_getbuffer, NULL };
+static PyTypeObject PyBlob_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "redisai_py._redisai.Blob",
+    .tp_basicsize = sizeof(PyBlob),
+    .tp_dealloc = (destructor)blob_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "Bytes of a model or script: a read-only buffer, no copy of them.",
+    .tp_as_buffer = &blob_buffer,
+};
+
 /* ---- Opening, BackendRequest ------------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -856,7 +889,7 @@ static PyObject *opening_failed(PyOpening *self, PyObject *message) {
 }
 
 /* The program's bytes. A store's argument strings are joined here first, without the GIL. */
-static PyObject *opening_get_blob(PyOpening *self, void *unused) {
+static Program *opening_with_blob(PyOpening *self) {
     Program *p = opening_peek(self);
     if (!p) return NULL;
     if (self->job) {
@@ -864,7 +897,18 @@ static PyObject *opening_get_blob(PyOpening *self, void *unused) {
         shim->loader_join_blob(self->job);
         Py_END_ALLOW_THREADS
     }
-    if (!p->blob) return PyErr_NoMemory();
+    if (!p->blob) PyErr_NoMemory();
+    return p->blob ? p : NULL;
+}
+
+static PyObject *opening_get_data(PyOpening *self, void *unused) {
+    Program *p = opening_with_blob(self);
+    return p ? blob_wrap(p->blob) : NULL;
+}
+
+static PyObject *opening_get_blob(PyOpening *self, void *unused) {
+    Program *p = opening_with_blob(self);
+    if (!p) return NULL;
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)p->blob->len);
     if (bytes) copy_bytes(PyBytes_AS_STRING(bytes), p->blob->data, p->blob->len);
     return bytes;
@@ -896,6 +940,7 @@ static PyGetSetDef opening_fields[] = {
     OPENING_ROW(key, "Key, for log lines; may be empty."),
     OPENING_ROW(blob, "Model bytes or script source."),
     OPENING_ROW(batchsize, "Rows that run together at most; 0 = no batching."),
+    OPENING_ROW(data, "The same as a Blob, which shares the shim's memory."),
     OPENING_ROW(inputs, "Declared input names (TF)."),
     OPENING_ROW(outputs, "Declared output names (TF)."),
     OPENING_ROW(entry_points, "Of a script."),
@@ -1691,6 +1736,20 @@ static PyObject *meter(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *helpers(PyObject *self, PyObject *args) {
+    long long live, started, ended;
+    if (!PyArg_ParseTuple(args, "LLL", &live, &started, &ended)) return NULL;
+    shim->helpers(live, started, ended);
+    Py_RETURN_NONE;
+}
+
+static PyObject *sandbox(PyObject *self, PyObject *args) {
+    const char *state;
+    if (!PyArg_ParseTuple(args, "s", &state)) return NULL;
+    shim->sandbox(state);
+    Py_RETURN_NONE;
+}
+
 static PyObject *settings(PyObject *self, PyObject *unused) {
     const Config *c = shim->config;
     PyObject *eager = PyList_New(0);
@@ -1701,10 +1760,11 @@ static PyObject *settings(PyObject *self, PyObject *unused) {
         Py_XDECREF(name);
     }
     if (!eager) return NULL;
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:N,s:N,s:N,s:L}", "intra_op", (long long)c->intra_op, "inter_op", (long long)c->inter_op, "workers",
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:N,s:N,s:N,s:L,s:s,s:s}", "intra_op", (long long)c->intra_op, "inter_op", (long long)c->inter_op, "workers",
                          (long long)c->threads_per_queue, "execution_timeout_ms", (long long)c->model_execution_timeout, "memory_limit",
                          (long long)c->backend_memory_limit * 1000000, "allow_file_ops", PyBool_FromLong(c->allow_file_ops), "eager", eager,
-                         "flows", PyBool_FromLong(c->flows), "flows_timeout_ms", (long long)c->flows_timeout);
+                         "flows", PyBool_FromLong(c->flows), "flows_timeout_ms", (long long)c->flows_timeout, "isolation",
+                         shim->isolation_names[c->isolation], "sandbox", shim->sandbox_names[c->sandbox]);
 }
 
 static PyMethodDef functions[] = {
@@ -1716,6 +1776,8 @@ static PyMethodDef functions[] = {
     { "log", log_line, METH_VARARGS, "log(level, line): a line in the server's log. Levels: debug, verbose, notice, warning." },
     { "backend_loaded", backend_loaded, METH_VARARGS, "backend_loaded(name, version): INFO shows it from now on." },
     { "meter", meter, METH_VARARGS, "meter(bytes, accesses): counts memory of ONNX Runtime." },
+    { "helpers", helpers, METH_VARARGS, "helpers(live, started, ended): helper processes, for INFO." },
+    { "sandbox", sandbox, METH_VARARGS, "sandbox(state): what INFO says of it." },
     { "settings", settings, METH_NOARGS, "A snapshot of the configuration, as a dict." },
     { "next_flow", next_flow, METH_NOARGS, "Waits for what flows have to do: FlowCall, FlowEvent, FlowRun, or None when the server stops." },
     { "flow_register", flow_register_, METH_VARARGS, "flow_register(call, spec): a flow of the source that `call` executes; its id." },
@@ -1736,7 +1798,7 @@ PyMODINIT_FUNC PyInit__redisai(void) {
         const char *name;
         PyTypeObject *type;
     } types[] = { { "Tensor", &PyTensor_Type }, { "Batch", &PyBatch_Type }, { "Worker", &PyWorker_Type }, { "Opening", &PyOpening_Type },
-                  { "BackendRequest", &PyBackendRequest_Type }, { "ReplyError", &PyReplyError_Type }, { "Model", &PyModel_Type },
+                  { "BackendRequest", &PyBackendRequest_Type }, { "Blob", &PyBlob_Type }, { "ReplyError", &PyReplyError_Type }, { "Model", &PyModel_Type },
                   { "FlowCall", &PyFlowCall_Type }, { "FlowEvent", &PyFlowEvent_Type }, { "FlowRun", &PyFlowRun_Type },
                   { "FlowUser", &PyFlowUser_Type } };
     PyObject *module = PyModule_Create(&definition);

@@ -9,6 +9,12 @@ static void meter(int64_t delta, int64_t accesses) {
     onnx_memory += delta;
     onnx_memory_accesses += accesses;
 }
+static void helpers(int64_t live, int64_t started, int64_t ended) {
+    helpers_live = live;
+    helpers_started = started;
+    helpers_ended = ended;
+}
+static void sandbox(const char *state) { sandbox_state = text("%s", state); }
 static RunQueue *runqueue_first(void) { return runqueues; }
 
 const Shim shim_table = {
@@ -65,6 +71,12 @@ const Shim shim_table = {
     .free = release,
     .log = log_line,
     .meter = meter,
+    .blob_ref = blob_ref,
+    .blob_unref = blob_unref,
+    .helpers = helpers,
+    .sandbox = sandbox,
+    .isolation_names = isolation_names,
+    .sandbox_names = sandbox_names,
     .config = &config,
     .backend_names = backend_names,
     .now_us = now_us,

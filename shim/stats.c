@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 _Atomic int64_t onnx_memory, onnx_memory_accesses;
+_Atomic int64_t helpers_live, helpers_started, helpers_ended;
+char *_Atomic sandbox_state;
 
 int64_t now_us(void) {
     struct timespec t;
@@ -275,6 +277,14 @@ static void section_sessions(RedisModuleInfoCtx *info) {
     }
 }
 
+static void section_isolation(RedisModuleInfoCtx *info) {
+    RedisModule_InfoAddSection(info, "isolation");
+    RedisModule_InfoAddFieldCString(info, "isolation", isolation_names[config.isolation]);
+    RedisModule_InfoAddFieldLongLong(info, "helpers", helpers_live);
+    RedisModule_InfoAddFieldLongLong(info, "helpers_started", helpers_started);
+    RedisModule_InfoAddFieldLongLong(info, "helpers_ended", helpers_ended);
+}
+
 static void section_queues(RedisModuleInfoCtx *info) {
     RedisModule_InfoAddSection(info, "queues");
     for (RunQueue *q = runqueues; q; q = q->next) {
@@ -309,6 +319,7 @@ void stats_info(RedisModuleInfoCtx *info, int for_crash_report) {
     section_runtime(info);
     section_batches(info);
     section_sessions(info);
+    section_isolation(info);
     if (!for_crash_report) section_queues(info);
     if (!for_crash_report && config.flows) section_flows(info);
 }

@@ -89,7 +89,8 @@ def default_binary() -> Path:
 
 
 class Server:
-    """A running server. `echo=True` replaces every backend by the echo backend, which needs no library."""
+    """A running server. `echo=True` replaces every backend by the echo backend, which needs no library. REDISAI_TEST_ARGS holds load
+    arguments for every server, so that the tests can be run under other settings (`ISOLATION process`)."""
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class Server:
             line += ["--enable-debug-command", "yes"]
         line += self.server_args
         if self.load_module:
-            line += ["--loadmodule", str(self.module), *self.module_args]
+            line += ["--loadmodule", str(self.module), *os.environ.get("REDISAI_TEST_ARGS", "").split(), *self.module_args]
         return line
 
     def start(self, wait: bool = True) -> None:

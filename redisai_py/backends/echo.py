@@ -7,17 +7,20 @@ so that a typing error in a test is not a test that passes.
     {"inputs": 2, "outputs": 1, "op": "add"}
 
 `inputs` and `outputs` count (1 and 1). `open_sleep` (seconds, the GIL free), `open_gate` (until the file is there), `open_spin` (seconds,
-the GIL held) and `open_raise` (text) say what storing the model does. `terminable`: the session has `terminate()`, which ends a sleep or
-a gate.
+the GIL held), `open_raise` (text) and `open_exit` (status of the process) say what storing the model does. `terminable`: the session has
+`terminate()`, which ends a sleep or a gate.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
 import logging
 import os
+import signal
+import socket
 import sys
 import time
 import warnings
@@ -36,7 +39,7 @@ from .base import Meter, ModelSpec, ResidentTable, Settings, TensorView
 
 Arrays = list[np.ndarray[Any, Any]]
 _GATE_SECONDS = 0.005
-_COMMON = {"op", "inputs", "outputs", "open_sleep", "open_gate", "open_spin", "open_raise", "terminable"}
+_COMMON = {"op", "inputs", "outputs", "open_sleep", "open_gate", "open_spin", "open_raise", "open_exit", "terminable"}
 
 
 @dataclass
@@ -101,6 +104,24 @@ def _out_of_memory(call: Call) -> Any:
     raise MemoryError("out of memory")
 
 
+def _overflow(call: Call) -> Any:
+    """Runs out of C stack: no limit of Python's stops the hash of a tuple."""
+    nested: tuple[Any, ...] = ()
+    for _ in range(1 << 20):
+        nested = (nested,)
+    return hash(nested)
+
+
+def _nonsense(call: Call) -> Any:
+    """Says its text to whoever listens at the other end of this helper process's sockets; then it answers as usual."""
+    if not sys.argv[0].endswith("helper.py"):
+        raise BackendError("ERR only a helper process may talk nonsense")
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as sock:
+            sock.send(call.model["text"].encode("latin-1"))
+    return call.outputs
+
+
 def _system_exit(call: Call) -> Any:
     raise SystemExit(1)
 
@@ -146,14 +167,18 @@ OPS: dict[str, Op] = {
     "wrong_rows": Op(lambda call: [np.concatenate([output, output[:1]]) for output in call.outputs]),  # one row more
     "nan": Op(lambda call: [np.full(output.shape, np.nan, np.float32) for output in call.outputs]),
     "none": Op(lambda call: [None for _ in call.outputs]),
+    "bools": Op(lambda call: [np.full(output.shape, 7, np.uint8).view(np.bool_) for output in call.outputs]),  # bytes that are none
     "half": Op(lambda call: [output.astype(np.float16) for output in call.outputs]),  # a dtype without a name
     "say": Op(_say, frozenset({"text"})),
     "oom": Op(_out_of_memory),
     "abort": Op(lambda call: os.abort()),
     "segfault": Op(lambda call: ctypes.string_at(1)),
-    "exit": Op(lambda call: os._exit(1)),
     "blocks": Op(_blocks),  # how many objects the interpreter holds
     "address": Op(_address),  # where in a page of memory the inputs begin
+    "exit": Op(lambda call: os._exit(call.model.get("status", 1)), may=frozenset({"status"})),
+    "kill": Op(lambda call: os.kill(os.getpid(), signal.SIGKILL)),  # what the system does when memory runs out
+    "overflow": Op(_overflow),
+    "nonsense": Op(_nonsense, frozenset({"text"})),
     "unspeakable": Op(_unspeakable),
     "system_exit": Op(_system_exit),  # an exception that `except Exception` does not catch
 }
@@ -178,6 +203,8 @@ class EchoBackend:
         time.sleep(model.get("open_sleep", 0))
         while "open_gate" in model and not Path(model["open_gate"]).exists():
             time.sleep(_GATE_SECONDS)
+        if "open_exit" in model:
+            os._exit(model["open_exit"])
         if "open_spin" in model:
             _hold_gil(model["open_spin"])
         if "open_raise" in model:

@@ -7,19 +7,15 @@ in which they came.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from .._shim import Shim
-from ..backends import BACKENDS, backend_class
-from ..backends.base import ModelSpec, Settings
-from ..errors import BackendError
+from ..backends.base import Settings
+from ..errors import BackendError, sentence
 from ..log import current, logger
+from ..opener import Opener
 from .sessions import Opened, Sessions
-from .worker import Workers, sentence
-
-#: Set by the project's own tests only: every backend name then means a backend that needs no library (see backends/echo.py).
-TEST_BACKEND = "REDISAI_TEST_BACKEND"
+from .worker import Workers
 
 
 class _Meter:
@@ -30,14 +26,17 @@ class _Meter:
 
 
 class Loader:
-    """Opens and closes sessions. Its methods run on the loader thread, `load_backend` also at start-up."""
+    """Opens and closes sessions. Its methods run on the loader thread, `load_backend` also at start-up.
 
-    def __init__(self, shim: Shim, sessions: Sessions, workers: Workers, settings: Settings) -> None:
+    `opener` is what opens: an `Opener` of this process, or what speaks to one in another (`isolation.remote.RemoteOpener`).
+    """
+
+    def __init__(self, shim: Shim, sessions: Sessions, workers: Workers, settings: Settings, opener: Any = None) -> None:
         self._shim = shim
         self._sessions = sessions
         self._workers = workers
-        self._settings = settings
-        self._backends: dict[str, Any] = {}
+        self._opener = opener or Opener(settings, _Meter(shim))
+        self._versions: dict[str, str] = {}
 
     def serve(self) -> None:
         """The loader thread: one message after the other until the server stops."""
@@ -61,25 +60,18 @@ class Loader:
 
     # ---- backends -------------------------------------------------------------------------------------------------------
 
-    def load_backend(self, name: str) -> Any:
-        """Imports a backend once. Raises ImportError with the cure when its package is missing or broken."""
-        if name not in self._backends:
-            package = "numpy"  # all that the files of the backends import themselves
-            try:
-                cls = _test_backend(name) or backend_class(name)
-                package = cls.package
-                backend = cls.load(self._settings, _Meter(self._shim))
-            except BaseException as error:  # also of a library that ends the program when it dislikes where it is
-                reason = f"{error}" if isinstance(error, Exception) else sentence(error).removeprefix("ERR ")
-                raise ImportError(f"Could not load {name} backend: {reason}. Install it with: pip install {package}") from error
-            self._backends[name] = backend
-            self._shim.backend_loaded(name, backend.version)
-            logger.info("%s backend loaded from %s", name, getattr(backend, "origin", cls.package))
-        return self._backends[name]
+    def load_backend(self, name: str, device: str = "CPU") -> str:
+        """Imports a backend once and returns its version. Raises ImportError with the cure when its package is missing or broken."""
+        if name not in self._versions:
+            library = self._opener.load(name, device)
+            self._versions[name] = library.version
+            self._shim.backend_loaded(name, library.version)
+            logger.info("%s backend loaded from %s", name, library.origin)
+        return self._versions[name]
 
     def _answer_backend(self, request: Any) -> None:
         try:
-            request.done(self.load_backend(request.name).version)
+            request.done(self.load_backend(request.name))
         except ImportError as error:
             logger.warning("%s", error)
             request.done(None)
@@ -106,36 +98,19 @@ class Loader:
             opening.opened(getattr(opened.session, "inputs", ()), getattr(opened.session, "outputs", ()))
 
     def _open_model(self, opening: Any) -> Opened:
-        if opening.backend not in self._backends:
+        if opening.backend not in self._versions:
             logger.warning("backend %s not loaded, will try loading default backend", opening.backend)
-        backend = self.load_backend(opening.backend)
-        spec = ModelSpec(opening.key, opening.device, tuple(opening.inputs), tuple(opening.outputs), opening.batchsize)
-        session = backend.open(opening.blob, spec, self._settings)
-        return Opened(session, False, backend.batch_mismatch)
+        self.load_backend(opening.backend, opening.device)
+        session, batch_mismatch = self._opener.open_model(opening)
+        return Opened(session, False, batch_mismatch)
 
     def _open_script(self, opening: Any) -> Opened:
-        if "TORCH" not in self._backends:
+        if "TORCH" not in self._versions:
             logger.warning("Backend TORCH not loaded, will try loading default backend")
-        self.load_backend("TORCH")
-        from ..scripts import ScriptSession
-
-        source = opening.blob.decode("utf-8", "surrogateescape")
-        return Opened(ScriptSession(source, opening.entry_points, opening.device, self._settings), True, "")
+        self.load_backend("TORCH", opening.device)
+        return Opened(self._opener.open_script(opening), True, "")
 
     def _close(self, program: int) -> None:
         opened = self._sessions.pop(program, None)
         if opened is not None:
             opened.session.close()
-
-
-def _test_backend(name: str) -> Any:
-    wanted = os.environ.get(TEST_BACKEND)
-    if wanted not in ("echo", "fault"):
-        return None
-    from ..backends import echo
-
-    logger.warning("test backend in use for %s: %s is set", name, TEST_BACKEND)
-    return echo.EchoBackend if wanted == "echo" else echo.FaultBackend
-
-
-assert set(BACKENDS) == {"TF", "TFLITE", "TORCH", "ONNX"}  # the shim's table (program.c) names the same four

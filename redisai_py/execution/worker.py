@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 from .._shim import Shim
-from ..errors import BackendError, BatchMismatch, Terminated
+from ..errors import BackendError, BatchMismatch, Terminated, sentence
 from ..log import current, logger
 from .sessions import Opened, Sessions
 
@@ -100,14 +100,3 @@ def _retry_or_fail(batch: Any, sessions: Sessions, text: str) -> None:
         return
     for member in batch.split():
         answer(member, sessions)
-
-
-def sentence(error: BaseException) -> str:
-    """What a client reads of an exception that no backend foresaw."""
-    try:
-        text = str(error)
-    except Exception:  # its text is no UTF-8, or worse
-        text = ""
-    if text.startswith("ERR "):
-        return text
-    return f"ERR {type(error).__name__}: {text}" if text else f"ERR {type(error).__name__}"

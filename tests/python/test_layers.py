@@ -19,9 +19,11 @@ ALLOWED = {
     "_shim": {"_redisai"},
     "backends": COMMON,
     "scripts": COMMON,
-    "execution": COMMON | {"_shim", "scripts", "execution"},
+    "opener": COMMON | {"scripts"},
+    "isolation": COMMON | {"_shim", "opener"},
     "flows": COMMON | {"_shim"},
-    "engine": COMMON | {"_shim", "execution", "flows"},
+    "execution": COMMON | {"_shim", "scripts", "opener"},
+    "engine": COMMON | {"_shim", "execution", "isolation", "flows"},
     "testing": COMMON | {"scripts"},
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in {"cli"})

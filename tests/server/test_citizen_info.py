@@ -16,7 +16,7 @@ from servers import EXAMPLE_MODELS, Server, default_binary, free_port, module_pa
 from wire import OK, Error, Wire
 
 FIRST = ["ai_versions", "ai_git", "ai_load_time_configs", "ai_backends_info", "ai_cpu"]
-OURS = ["ai_runtime", "ai_batches", "ai_sessions", "ai_queues"]
+OURS = ["ai_runtime", "ai_batches", "ai_sessions", "ai_isolation", "ai_queues"]
 
 
 @pytest.fixture

@@ -360,7 +360,7 @@ def test_info_stats_tells_how_requests_were_batched(r: Any, tmp_path: Path) -> N
 #: in their order: first the server's own and the five that have always been, then ours
 SECTIONS = [
     *("Modules", "ai_versions", "ai_git", "ai_load_time_configs", "ai_backends_info", "ai_cpu"),
-    *("ai_runtime", "ai_batches", "ai_sessions", "ai_queues"),
+    *("ai_runtime", "ai_batches", "ai_sessions", "ai_isolation", "ai_queues"),
 ]
 
 
