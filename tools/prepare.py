@@ -194,8 +194,10 @@ def install(extras: str) -> None:
     make_venv()
     print(f"installing {extras} (the first time takes some minutes)", flush=True)
     if {"all", "torch"} & set(extras.split(",")):
+        print("  torch", flush=True)
         install_torch()
     install_cmake()
+    print("  all else", flush=True)
     install_requirements(extras)
     put_checkout_on_path()
 
