@@ -8,7 +8,7 @@ it is being loaded (`__setstate__`, the default values of arguments):
    line continuations and comments between, or named in a string (`getattr(torch, "save")`). A `getattr` that is more than one plain
    string is refused as such, because "sa" "ve" and "s\\141ve" are spellings of it too. Prose in an error message is not found: no dot,
    no quote. It also refuses source that would end the process inside the compiler: an expression of about 3000 levels overflows the C
-   stack, and a list literal where the type is Any is a null pointer.
+   stack, and a list literal where the type is Any and a tensor without an index (`x[]`) are null pointers.
 2. `check_graphs()` reads the compiled graphs, with their blocks and subgraphs, where every spelling has become the one name.
 
 Scripts need both nets too, with `host_calls=True`: redis and redisAI are what they are for.
@@ -58,13 +58,20 @@ _LIST_AS_ANY = re.compile(rf":\s*{_ANY}=[\s(]*\[|\bannotate\(\s*{_ANY},[\s(]*\["
 _RETURNS_ANY = re.compile(rf"->\s*{_ANY}(?::|$)(.*?)(?=^\s*def\b|\Z)", re.MULTILINE | re.DOTALL)
 _RETURNED_LIST = re.compile(r"\breturn\b(?:[\s(]*|[^\n]*\belse[\s(]*)\[")
 
+#: Brackets without anything in them after a value. Strings and comments are read past.
+_EMPTY_INDEX = re.compile(
+    r"""\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|\#[^\n]*"""
+    rf"""|(?P<value>\b[A-Za-z_]\w*|[)\]}}]){_BLANK}\[(?P<empty>{_BLANK}\])""",
+    re.DOTALL,
+)
+_BEFORE_A_LIST = frozenset({"return", "in", "and", "or", "not", "is", "if", "else", "assert", "raise", "yield", "lambda", "print", "del"})
+
 
 def check_source(source: str, *, what: str = "model", allow_file_ops: bool = False, host_calls: bool = False) -> None:
     """The first net, for the source of a "model" or a "script". Raises BackendError saying what is wrong with it."""
     if too_deep(source):
         raise BackendError(f"ERR the {what}'s code nests deeper than {MAX_DEPTH} levels")
-    if lists_as_any(source):
-        raise BackendError(f"ERR the {what} has a list where the type is Any, which torch cannot compile; give the list a name first")
+    refuse_null_pointers(source, what)
     _refuse(words(source, allow_file_ops=allow_file_ops, host_calls=host_calls), what)
 
 
@@ -77,6 +84,16 @@ def check_graphs(graphs: Iterable[Any], *, what: str = "model", allow_file_ops: 
 def _refuse(names: list[str], what: str) -> None:
     if names:
         raise BackendError(f"ERR the {what} uses operators that stored {what}s may not use: {', '.join(names)}")
+
+
+def refuse_null_pointers(source: str, what: str) -> None:
+    """Raises BackendError for the two forms that torch's compiler dies of: a list as Any, and `x[]`, of which it reads the first index."""
+    if lists_as_any(source):
+        raise BackendError(f"ERR the {what} has a list where the type is Any, which torch cannot compile; give the list a name first")
+    for match in _EMPTY_INDEX.finditer(source):
+        if match["value"] and match["value"] not in _BEFORE_A_LIST:
+            line = source.count("\n", 0, match.start("empty")) + 1
+            raise BackendError(f"ERR the {what} has an index with nothing between [ and ] (line {line})")
 
 
 def words(source: str, *, allow_file_ops: bool = False, host_calls: bool = False) -> list[str]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 
+from ..backends.torch_ops import refuse_null_pointers
 from ..errors import BackendError
 
 MAX_BYTES = 1 << 20  # the compiler takes about 20 us a line and holds the GIL: 1 MiB can stop the loader for seconds
@@ -51,7 +52,8 @@ _BRANCHES = frozenset({"return", "break", "continue", "elif"})
 def check_source(source: bytes | str) -> str:
     """The text to compile: decoded, with Unix line ends and a last newline (without one the parser fails).
 
-    Raises BackendError when it is not UTF-8, holds a NUL byte, or is larger or more deeply nested than the compiler can take.
+    Raises BackendError when it is not UTF-8, holds a NUL byte, is larger or more deeply nested than the compiler can take, or has one of the
+    two forms that it dies of.
     """
     raw = source.encode("utf-8", "surrogateescape") if isinstance(source, str) else source
     if len(raw) > MAX_BYTES:
@@ -64,6 +66,7 @@ def check_source(source: bytes | str) -> str:
         raise BackendError(f"ERR the script source is not valid UTF-8 (byte {error.start})") from None
     text = text.replace("\r\n", "\n").rstrip() + "\n"
     _Depth(text).check()
+    refuse_null_pointers(text, "script")
     return text
 
 

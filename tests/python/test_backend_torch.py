@@ -761,6 +761,19 @@ def test_lists_that_crash_the_compiler_are_found(source: str) -> None:
     assert "has a list where the type is Any" in refused(check_source, source)
 
 
+@pytest.mark.parametrize("expression", ["x[]", "x [ ]", "(x)[]", "x[0][\\\n]", "x[ # an index\n]", "x.t()[]", "'s' + x[]"])
+def test_an_index_with_nothing_in_it_is_found(expression: str) -> None:
+    from redisai_py.backends.torch_ops import check_source
+
+    assert "an index with nothing between [ and ]" in refused(check_source, f"def f(x):\n    return {expression}\n")
+
+
+def test_empty_lists_are_no_index() -> None:
+    from redisai_py.backends.torch_ops import check_source
+
+    check_source("def f(x: Tensor):\n    # x[]\n    y: List[Tensor] = []\n    for i in []:\n        y = [x[0], 'x[]']\n    return []\n")
+
+
 @pytest.mark.parametrize(
     "source",
     [

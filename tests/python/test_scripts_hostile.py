@@ -237,10 +237,15 @@ def test_what_the_limits_let_through_runs_on_a_usual_stack(tmp_path: Path) -> No
         ("def f(x):\n    return '\udcff'\n", "ERR the script source is not valid UTF-8 (byte 22)"),
         (b"#" * (10 << 20), "ERR the script source has 10485760 bytes, more than the limit of 1048576"),
         ("def f(x):\n    return x\n" * 500_000, "ERR the script source has 11500000 bytes, more than the limit of 1048576"),
+        ("def f(x):\n    return x[]\n", "ERR the script has an index with nothing between [ and ] (line 2)"),
+        (
+            "def f(x) -> Any:\n    return [x]\n",
+            "ERR the script has a list where the type is Any, which torch cannot compile; give the list a name first",
+        ),
     ],
-    ids=["nul", "latin-1", "surrogate", "ten megabytes", "ten megabytes of functions"],
+    ids=["nul", "latin-1", "surrogate", "ten megabytes", "ten megabytes of functions", "no index", "a list as Any"],
 )
-def test_sources_that_are_no_text(source: bytes | str, text: str) -> None:
+def test_sources_that_never_reach_the_compiler(source: bytes | str, text: str) -> None:
     assert error_of(open_script, source) == text
 
 
