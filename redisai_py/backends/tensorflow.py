@@ -161,6 +161,9 @@ class Loader:
             raise BackendError("ERR op {} is not allowed: {}".format(*found))
 
     def _imported(self, definition: Any) -> Any:
+        for node in tf_ops.nodes(definition):
+            if tf_ops.lies(node):
+                raise BackendError(f"ERR the values of constant {node.name} are of another type than it says")
         if self._device.index is not None:
             for node in tf_ops.nodes(definition):
                 node.device = node.device or f"/device:GPU:{self._device.index}"

@@ -198,6 +198,13 @@ def operators(graph_def: Any) -> frozenset[str]:
     return frozenset(node.op for node in nodes(graph_def))
 
 
+def lies(node: Any) -> bool:
+    """Whether a constant holds values of another type than it declares: the library checks some types by ending the process."""
+    if node.op != "Const" or not {"dtype", "value"} <= set(node.attr):
+        return False
+    return bool(node.attr["value"].tensor.dtype != node.attr["dtype"].type)
+
+
 def nodes(graph_def: Any) -> Iterator[Any]:
     yield from graph_def.node
     for function in graph_def.library.function:

@@ -119,6 +119,8 @@ class Interpreter:
 
     def fit(self, shapes: list[tuple[int, ...]]) -> None:
         """Gives the inputs these shapes and plans memory. Raises BackendError."""
+        if any(size < 0 for shape in shapes for size in shape):  # which the library minds in numbers only, not in strings
+            raise BackendError("Failed to resize input tensors")
         try:
             for index, shape in zip(self._into, shapes, strict=True):
                 self._resize(index, np.array(shape, np.int32), False)

@@ -512,6 +512,15 @@ def test_the_fixtures_that_touch_files_are_refused(opened: Callable[..., Session
     assert refusal(opened, model("evil_write_file.pb"), "content", "done") == "ERR op WriteFile is not allowed: it reads or writes files"
 
 
+def test_a_constant_of_another_type_than_it_says_is_refused(opened: Callable[..., Session], tf: Any) -> None:
+    """As an index of a StridedSlice it is a failed check in the library, which ends the process."""
+    definition = tf.compat.v1.GraphDef.FromString(model("first_row.pb"))
+    (stack,) = [node for node in definition.node if node.name == "strided_slice/stack_2"]
+    stack.attr["value"].tensor.dtype = tf.float64.as_datatype_enum
+    text = refusal(opened, definition.SerializeToString(), "x", "first")
+    assert text == "ERR the values of constant strided_slice/stack_2 are of another type than it says"
+
+
 def test_every_refused_operator_is_refused_in_a_graph(backend: Backend, opened: Callable[..., Session], tf: Any) -> None:
     """One graph per operator of the registry's refused ones; the check comes before the import, so arguments are not needed."""
     for operator, reason in backend._library.refused.items():  # type: ignore[attr-defined]
