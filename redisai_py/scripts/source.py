@@ -52,8 +52,8 @@ _BRANCHES = frozenset({"return", "break", "continue", "elif"})
 def check_source(source: bytes | str) -> str:
     """The text to compile: decoded, with Unix line ends and a last newline (without one the parser fails).
 
-    Raises BackendError when it is not UTF-8, holds a NUL byte, is larger or more deeply nested than the compiler can take, or has one of the
-    two forms that it dies of.
+    Raises BackendError when it is not UTF-8, holds a NUL byte, is larger or more deeply nested than the compiler can take, or has one of
+    the two forms that it dies of.
     """
     raw = source.encode("utf-8", "surrogateescape") if isinstance(source, str) else source
     if len(raw) > MAX_BYTES:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from servers import ROOT
 
-from . import parsers
+from . import models, parsers
 from .findings import Counts, Finding
 from .restore import restore
 
@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 TARGETS: dict[str, Callable[[int, int], Counts]] = {
     "restore": restore,
     **{name: parsers.target(name) for name in parsers.TARGETS},
+    **{name: models.target(name) for name in models.TARGETS},
 }
 
 
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> None:
     except Finding as finding:
         record(name, seed, count, time.monotonic() - started, 1, {})
         sys.exit(f"seed {seed}: {finding}")
-    record(name, seed, count, time.monotonic() - started, 0, counts)
+    record(name, seed, counts.pop("count", count), time.monotonic() - started, counts.pop("findings", 0), counts)
     sys.stdout.write(f"{name}: {count} inputs, seed {seed}: {counts}\n")
 
 

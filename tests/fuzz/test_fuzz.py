@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from . import parsers
+from . import models, parsers
 from .restore import restore
 
 SEED = 20261122
@@ -24,3 +24,20 @@ def test_nothing_that_a_parser_once_met_does_harm(name: str) -> None:
 @pytest.mark.parametrize("name", parsers.TARGETS)
 def test_no_input_that_libfuzzer_makes_does_harm(name: str) -> None:
     assert parsers.fuzz(name, SEED, 30_000)["features"] > 1000
+
+
+OPENED = [
+    pytest.param("torch", "torch", 400, marks=pytest.mark.needs_torch),
+    pytest.param("script", "torch", 1000, marks=pytest.mark.needs_torch),
+    pytest.param("tf", "tensorflow", 100, marks=pytest.mark.needs_tf),
+    pytest.param("onnx", "onnxruntime", 2000, marks=pytest.mark.needs_onnx),
+    pytest.param("tflite", "ai_edge_litert", 5000, marks=pytest.mark.needs_tflite),
+]
+
+
+@pytest.mark.parametrize(("name", "library", "count"), OPENED)
+def test_no_broken_model_ends_the_process_that_opens_it(name: str, library: str, count: int) -> None:
+    pytest.importorskip(library)
+    models.replay(name)
+    counts = models.fuzz(name, SEED, count)
+    assert counts["findings"] == 0 and count // 50 < counts["opened"] < count
