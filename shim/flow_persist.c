@@ -4,8 +4,9 @@
  *    the RDB as data beside the keys. Nothing of it is executed by being read; that is flows_wake's, on a master whose FLOWS is yes.
  * 2. A subcommand, not a command of its own: a server with FLOWS no, and RedisAI 1.2.7, which know no RG.*, get past it in an AOF or on a
  *    master's link. Nobody else may send it.
- * 3. Data beside the keys needs a type, which is registered where the server writes nothing for it while there are no flows (aux_save2, from 7.2
- *    on), and elsewhere only with FLOWS yes: so a server without flows writes dumps that RedisAI 1.2.7 reads.
+ * 3. Data beside the keys makes a dump unreadable for RedisAI 1.2.7, even when it is nothing. From 7.2 on a server writes none of it while there
+ *    are no flows (aux_save2). Before, it is written with FLOWS yes only; with FLOWS no it is read, kept in memory and not saved again, of
+ *    which the log tells.
  * 4. An AOF that is rewritten without an RDB preamble has no place for data beside keys. What is replicated after the child was forked follows
  *    what the child writes: so all flows are replicated again, in the turn of the loop after the fork (in the fork itself 6.2 has not yet
  *    switched the AOF on, and writes may be paused).
@@ -131,10 +132,14 @@ static FlowSource *source_from(const Slice *words, size_t n, const char **wrong)
 
 /* ---- RDB ---------------------------------------------------------------------------------------------------------------------------- */
 
+static bool writes_nothing_for_none(void) {
+    return RedisModule_GetTypeMethodVersion && RedisModule_GetTypeMethodVersion() >= METHODS_WITH_AUX_SAVE2;
+}
+
 static void save(RedisModuleIO *io, int when) {
     uint64_t n = 0;
     for (const FlowSource *s = flows_first(); s; s = s->next) n++;
-    if (!n && RedisModule_GetTypeMethodVersion && RedisModule_GetTypeMethodVersion() >= METHODS_WITH_AUX_SAVE2) return; /* then nothing is written */
+    if (!n && writes_nothing_for_none()) return;
     RedisModule_SaveUnsigned(io, n);
     for (const FlowSource *s = flows_first(); s; s = s->next) {
         Words w = words_of(s);
@@ -170,6 +175,9 @@ static int load(RedisModuleIO *io, int encver, int when) {
         FlowSource *s = load_source(io, &wrong);
         if (s) flow_source_list(s);
     }
+    if (!wrong && n && !config.flows)
+        ai_log("warning", "FLOWS is no: %d flows are kept and not run%s", flows_number(),
+               writes_nothing_for_none() ? "" : "; they will not be in what this server saves as RDB");
     if (!wrong) return REDISMODULE_OK;
     RedisModule_LogIOError(io, "warning", "Could not load the flows: %s", wrong);
     return REDISMODULE_ERR;
@@ -189,12 +197,10 @@ int flow_persist_register(RedisModuleCtx *ctx) {
         .aof_rewrite = no_key_rewrite,
         .free = no_key_free,
         .aux_load = load,
-        .aux_save_triggers = AUX_BEFORE_RDB,
+        .aux_save_triggers = AUX_BEFORE_RDB, /* a server asks only a type that can save */
     };
-    bool silent = RedisModule_GetTypeMethodVersion && RedisModule_GetTypeMethodVersion() >= METHODS_WITH_AUX_SAVE2;
-    if (!silent && !config.flows) return REDISMODULE_OK;
-    if (silent) methods.aux_save2 = save;
-    else methods.aux_save = save;
+    if (writes_nothing_for_none()) methods.aux_save2 = save;
+    else if (config.flows) methods.aux_save = save;
     ai_flows_type = RedisModule_CreateDataType(ctx, "AI__FLOWS", FLOWS_ENCVER, &methods);
     if (ai_flows_type) return REDISMODULE_OK;
     ai_log("warning", "can not initialize flows dt");

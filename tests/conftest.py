@@ -69,6 +69,14 @@ def every_server(_shared_every_server: Server) -> Iterator[Server]:
     yield from _emptied(_shared_every_server)
 
 
+@pytest.fixture(scope="session", params=server_binaries(), ids=str)
+def every_flows_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Each server that is installed in turn, with FLOWS yes, shared by the whole run; a test takes its flows away again."""
+    server = Server("--repl-diskless-sync-delay", "0", binary=server_binaries()[request.param], module_args=["FLOWS", "yes"])
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def r(server: Server) -> Iterator[redis.Redis]:
     """A client of `server`, replies as bytes."""

@@ -12,18 +12,10 @@ import pytest
 import redis
 from conftest import echo_model
 from registered import command, forget_all, in_flight, registrations, triggers, waiting_command, waits_for
-from servers import Server, server_binaries, wait_until
+from servers import Server, wait_until
 
-SERVERS = server_binaries()
 OK = b"OK"
 NO_BLOCKING = "can not run a non-sync execution inside a MULTI/LUA"
-
-
-@pytest.fixture(scope="module", params=SERVERS, ids=str)
-def _every_flows_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    server = Server(binary=SERVERS[request.param], module_args=["FLOWS", "yes"])
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +35,8 @@ def cleaned(server: Server) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def every(_every_flows_server: Server) -> Iterator[redis.Redis]:
-    yield from cleaned(_every_flows_server)
+def every(every_flows_server: Server) -> Iterator[redis.Redis]:
+    yield from cleaned(every_flows_server)
 
 
 @pytest.fixture

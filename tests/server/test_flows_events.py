@@ -8,21 +8,12 @@ from pathlib import Path
 import pytest
 import redis
 from registered import forget_all, in_flight, on_key, registrations
-from servers import Server, server_binaries, wait_until
-
-SERVERS = server_binaries()
-
-
-@pytest.fixture(scope="module", params=SERVERS, ids=str)
-def _every_flows_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    server = Server(binary=SERVERS[request.param], module_args=["FLOWS", "yes"])
-    yield server
-    server.close()
+from servers import Server, wait_until
 
 
 @pytest.fixture
-def server(_every_flows_server: Server) -> Server:
-    return _every_flows_server
+def server(every_flows_server: Server) -> Server:
+    return every_flows_server
 
 
 @pytest.fixture

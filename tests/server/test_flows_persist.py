@@ -19,21 +19,14 @@ FLOWS = ["FLOWS", "yes"]
 OK = b"OK"
 
 
-@pytest.fixture(scope="module", params=SERVERS, ids=str)
-def _every_flows_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    server = Server(binary=SERVERS[request.param], module_args=FLOWS)
-    yield server
-    server.close()
-
-
 @pytest.fixture
-def every(_every_flows_server: Server) -> Iterator[redis.Redis]:
-    with _every_flows_server.client() as client:
+def every(every_flows_server: Server) -> Iterator[redis.Redis]:
+    with every_flows_server.client() as client:
         yield client
         client.config_set("appendonly", "no")
         forget_all(client)
         client.flushall()
-    assert _every_flows_server.alive(), _every_flows_server.log()[-4000:]
+    assert every_flows_server.alive(), every_flows_server.log()[-4000:]
 
 
 def ids(r: redis.Redis) -> list[bytes]:
@@ -211,9 +204,13 @@ def writes_nothing_for_no_flows(r: redis.Redis) -> bool:
     return tuple(int(n) for n in r.info("server")["redis_version"].split(".")[:2]) >= (7, 2)
 
 
-@pytest.mark.parametrize("name", SERVERS)
+#: the newest and the oldest: the one writes nothing for no flows, the other knows no such way
+ENDS = [name for name in SERVERS if name in ("redis-8", "redis-6.2")] or list(SERVERS)
+
+
+@pytest.mark.parametrize("name", ENDS)
 def test_a_dump_with_flows_on_a_server_with_flows_no(start_server: Callable[..., Server], tmp_path: Path, name: str) -> None:
-    """Where a server can, it keeps them and runs nothing; elsewhere it refuses the dump. From an AOF they come anywhere."""
+    """It reads them, runs nothing and, where the server can, saves them again."""
     options = {"binary": SERVERS[name], "directory": tmp_path}
     server = start_server(module_args=FLOWS, **options)
     with server.client() as r:
@@ -221,12 +218,8 @@ def test_a_dump_with_flows_on_a_server_with_flows_no(start_server: Callable[...,
         kept = writes_nothing_for_no_flows(r)
         r.save()
     server.stop()
-    if not kept:
-        with pytest.raises(AssertionError, match="the server ended with 1"):
-            start_server(**options)
-        (tmp_path / "dump.rdb").unlink()
-        return
     off = start_server(**options)
+    assert "flows are kept and not run" in off.log()
     with off.client() as r:
         r.set("k", 1)
         with pytest.raises(redis.ResponseError, match="unknown command"):
@@ -234,8 +227,11 @@ def test_a_dump_with_flows_on_a_server_with_flows_no(start_server: Callable[...,
         r.save()
     off.stop()
     with start_server(module_args=FLOWS, **options).client() as r:
-        assert r.execute_command("RG.TRIGGER", "t") == [b"t"]
         assert r.get("n") is None
+        if kept:
+            assert r.execute_command("RG.TRIGGER", "t") == [b"t"]
+        else:
+            assert registrations(r) == []
 
 
 def test_a_server_without_flows_writes_what_one_without_the_module_reads(start_server: Callable[..., Server], tmp_path: Path) -> None:
@@ -316,7 +312,7 @@ def test_a_damaged_rdb_is_refused_and_crashes_nothing(start_server: Callable[...
     rng = random.Random(7)
     counts = [i for i in range(first, last) if whole[i] < 0x20 and whole[i] != 0]
     refused = 0
-    for at in rng.sample(counts, 4):
+    for at in rng.sample(counts, 3):
         (tmp_path / "dump.rdb").write_bytes(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(5))]) + whole[at + 1 :])
         with contextlib.suppress(AssertionError):
             start_server(*options, module_args=FLOWS, directory=tmp_path).stop(signal.SIGKILL)
