@@ -47,6 +47,22 @@ def real_server(_shared_real_server: Server) -> Iterator[Server]:
     yield from _emptied(_shared_real_server)
 
 
+@pytest.fixture(scope="session")
+def _shared_flow_server() -> Iterator[Server]:
+    server = Server(module_args=("FLOWS", "yes"), echo=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def flow_server(_shared_flow_server: Server) -> Iterator[Server]:
+    """A server with the real backends that runs AI flows, shared by the whole run; no flow is registered at the start of a test."""
+    yield from _emptied(_shared_flow_server)
+    with _shared_flow_server.client() as client:
+        for row in client.execute_command("RG.DUMPREGISTRATIONS"):
+            client.execute_command("RG.UNREGISTER", row[1])
+
+
 def _emptied(server: Server) -> Iterator[Server]:
     with server.client() as client:
         client.flushall()

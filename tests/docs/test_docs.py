@@ -36,8 +36,16 @@ def is_run(page: Path) -> bool:
 
 
 @pytest.fixture
-def typist(real_server: Server, tmp_path: Path) -> Iterator[Typist]:
-    typist = Typist(real_server.port, tmp_path)
+def page_server(request: pytest.FixtureRequest) -> Server:
+    """Where the page's sessions are run: pages about flows need a server that runs them."""
+    page = getattr(request.node, "callspec", None) and request.node.callspec.params.get("page")
+    server: Server = request.getfixturevalue("flow_server" if page and page.name.startswith(("flows.", "rg.")) else "real_server")
+    return server
+
+
+@pytest.fixture
+def typist(page_server: Server, tmp_path: Path) -> Iterator[Typist]:
+    typist = Typist(page_server.port, tmp_path)
     yield typist
     typist.close()
 
@@ -48,12 +56,13 @@ def typist(real_server: Server, tmp_path: Path) -> Iterator[Typist]:
 @pytest.mark.needs_onnx
 @pytest.mark.needs_tflite
 @pytest.mark.parametrize("page", [page for page in pages() if is_run(page)], ids=name_of)
-def test_a_page_shows_what_its_sessions_print(page: Path, typist: Typist, real: redis.Redis) -> None:
-    before = real.config_get("*")
+def test_a_page_shows_what_its_sessions_print(page: Path, typist: Typist, page_server: Server) -> None:
+    client = page_server.client()
+    before = client.config_get("*")
     found = list(disagreements(page, typist))
-    for parameter, value in real.config_get("*").items():
+    for parameter, value in client.config_get("*").items():
         if before[parameter] != value:
-            real.config_set(parameter, before[parameter])
+            client.config_set(parameter, before[parameter])
     assert not found, "\n\n".join(found)
 
 

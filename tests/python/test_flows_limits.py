@@ -198,17 +198,6 @@ def test_a_stand_in_is_given_back(make: Callable[[int], Any]) -> None:
         wait_until(lambda: place._spares._left == 1, "the spare")
 
 
-def test_an_interruption_that_comes_late_hits_no_other_job() -> None:
-    place = pool(0)
-    for _ in range(300):
-        job = Quick()
-        place.submit(job)
-        for thread in threading.enumerate():
-            if thread.name == "ai-flow" and thread.ident and job.said:
-                break
-        wait_until(lambda job=job: job.said == ["ran"], "the job")  # type: ignore[misc]
-
-
 def test_an_interruption_in_between_does_not_end_the_thread() -> None:
     place = pool(0)
     idents: list[int] = []
