@@ -25,9 +25,10 @@ from typing import Any
 
 import click
 
-from . import direct, http_server, plots, scale, stall
+from . import direct, flows, http_server, plots, scale, stall
 from .load import Measured, measure
-from .rows import ROOT, SUITES, Row, prepare
+from .rows import ROOT, Row, prepare
+from .rows import SUITES as REQUESTS
 
 sys.path.insert(0, str(ROOT / "tests"))
 from servers import Server, module_path
@@ -125,6 +126,7 @@ def special(name: str, module_args: Sequence[str]) -> str:
         return SPECIAL[name](server)
 
 
+SUITES = {**REQUESTS, "flows": flows.flow_rows}
 SPECIAL = {"stall": stall.table, "scale": scale.table}
 
 
@@ -150,10 +152,13 @@ def main(suites: tuple[str, ...], rounds: int, scale: float, only: str, against:
         rows = [row for row in SUITES[suite]() if only in row.name or row.name in {r.against for r in SUITES[suite]() if only in r.name}]
         with ExitStack() as stack:
             echo = build_echo_module(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            servers = {label: start(path, echo, module_args.split()) for label, path in modules.items()}
+            arguments = [*module_args.split(), *(flows.MODULE_ARGS if suite == "flows" else ())]
+            servers = {label: start(path, echo, arguments) for label, path in modules.items()}
             for server in servers.values():
                 stack.callback(server.close)
                 prepare(server.client(), {row.needs for row in rows} - {""})
+                if suite == "flows":
+                    flows.register(server.client())
             web = None
             if any(row.http for row in rows):
                 web = stack.enter_context(http_server.running(servers["this"]))

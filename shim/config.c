@@ -22,6 +22,7 @@ static const Config defaults = {
     .max_model_bytes = INT64_MAX,
     .max_script_bytes = 1 * MIB,
     .max_queue = 65536,
+    .flows_timeout = 30000, /* a loop without an end must not take a thread for ever */
 };
 Config config;
 

@@ -21,7 +21,7 @@ from redisai_py.cli.group import group
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(<?([^)\s>]+)>?\)")
 HEADING = re.compile(r"^#{1,6} +(.*?)\s*#*$")
-NO_RUN_SHARE = 0.05
+NO_RUN_SHARE = 0.06
 
 
 def name_of(page: Path) -> str:

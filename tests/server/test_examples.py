@@ -27,10 +27,10 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def shown(example: str) -> list[str]:
+def shown(example: str, page: Path = PAGE) -> list[str]:
     """What the page shows below the line that runs the example."""
-    found = re.search(rf"^\$ python examples/{example}\.py --port 6379\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert found, f"{PAGE.name} does not show {example}.py"
+    found = re.search(rf"^\$ python examples/{example}\.py --port 6379\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert found, f"{page.name} does not show {example}.py"
     return found[1].splitlines()
 
 
