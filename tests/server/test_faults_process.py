@@ -17,7 +17,7 @@ import pytest
 import redis
 from conftest import echo_model
 from environments import NUMPY, SITE, make_environment
-from runs import Gate, get, info, put, store, wait_gone, wait_queued, wait_running
+from runs import Gate, get, info, put, since_7, store, wait_gone, wait_queued, wait_running
 from servers import EXAMPLE_MODELS, Server, default_binary, free_port, wait_until
 from wire import OK, Error, Status, Wire
 
@@ -289,6 +289,7 @@ def test_no_lock_is_waited_for_while_another_is_held(real_server: Server) -> Non
 # ---- the end that is called off ---------------------------------------------------------------------------------------------
 
 
+@since_7
 def test_a_shutdown_that_is_aborted_leaves_everything_working(start_server: Callable[..., Server], tmp_path: Path) -> None:
     """It waits for a replica that lags; meanwhile a run ends, and its output is there once the server has stayed."""
     master = start_server("--shutdown-timeout", "60", "--repl-diskless-sync-delay", "0")
