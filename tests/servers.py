@@ -156,6 +156,10 @@ class Server:
         assert self.process is not None
         return self.process.pid
 
+    def children(self) -> list[int]:
+        """Processes that the server has started and that have not ended."""
+        return [int(child) for task in Path(f"/proc/{self.pid}/task").glob("*/children") for child in task.read_text().split()]
+
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 

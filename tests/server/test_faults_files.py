@@ -146,10 +146,6 @@ def test_restore_is_no_back_door(real_server: Server, start_server: Callable[...
 # ---- deaths in the middle ------------------------------------------------------------------------------------------------
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
-
-
 def names_in(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
@@ -161,7 +157,6 @@ AOF = ("--appendonly", "yes", "--appendfsync", "always", "--aof-use-rdb-preamble
 def test_after_kill_9_nothing_is_left_and_everything_is_there(start_server: Callable[..., Server], tmp_path: Path, doing: str) -> None:
     """No process, no shared memory, no file of ours; what was acknowledged comes back, what was not is whole or absent."""
     server = start_server(*AOF, "--rdb-key-save-delay", "20000")  # microseconds per key: the child is alive when its server dies
-    shared = names_in(Path("/dev/shm"))
     with Wire(server.port) as wire, Wire(server.port) as other:
         assert wire("AI.MODELSTORE", "m", "ONNX", "CPU", "BLOB", echo_model()) == OK
         for i in range(30):
@@ -177,7 +172,8 @@ def test_after_kill_9_nothing_is_left_and_everything_is_there(start_server: Call
             wait_until(lambda: b"ai_jobs_in_flight:1\r" in wire("INFO", "ai_runtime"), "the run")
         else:
             wire(doing)
-            child = wait_until(lambda: children(server.pid), "the child")
+            child = wait_until(server.children, "the child")
+        assert "/dev/shm" not in Path(f"/proc/{server.pid}/maps").read_text()
         os.kill(server.pid, signal.SIGKILL)
         assert server.process is not None
         server.process.wait()
@@ -188,7 +184,6 @@ def test_after_kill_9_nothing_is_left_and_everything_is_there(start_server: Call
         assert wire("EXISTS", "n") == 0
     for pid in child:
         wait_until(lambda p=pid: not Path(f"/proc/{p}").exists() or "Z" in Path(f"/proc/{p}/status").read_text(), "the end of the child")
-    assert names_in(Path("/dev/shm")) <= shared
     theirs = {"appendonlydir", "dump.rdb", server.log_path.name}
     ours = {name for name in names_in(server.directory) - theirs if not name.startswith("temp-")}  # which Redis leaves itself
     assert ours == set()

@@ -328,7 +328,7 @@ def test_a_stop_in_the_middle_is_clean(start_server: Callable[..., Server], tmp_
         store(wire, "m")
         for n in range(20):
             put(wire, f"t{n}", n)
-        child: list[str] = []
+        child: list[int] = []
         if doing == "opening a model":
             other.send("AI.MODELSTORE", "n", "ONNX", "CPU", "BLOB", echo_model(open_gate=str(tmp_path / "never")))
             wait_until(lambda: info(wire, "loads_in_progress") == 1)
@@ -338,7 +338,7 @@ def test_a_stop_in_the_middle_is_clean(start_server: Callable[..., Server], tmp_
             wait_running(wire)
         else:
             wire(doing)
-            child = wait_until(lambda: children(server.pid), "the child")
+            child = wait_until(server.children, "the child")
         before = wire("DEBUG", "DIGEST")
         if how.startswith("SIG"):
             status = server.stop(getattr(signal, how))
@@ -353,10 +353,6 @@ def test_a_stop_in_the_middle_is_clean(start_server: Callable[..., Server], tmp_
     server.start()
     with Wire(server.port) as wire:
         assert wire("DEBUG", "DIGEST") == before
-
-
-def children(pid: int) -> list[str]:
-    return [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
 def test_the_module_is_loaded_once_and_stays(wire: Wire) -> None:

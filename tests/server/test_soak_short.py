@@ -10,11 +10,11 @@ from soak.loops import LOOPS
     ("name", "count"),
     [
         ("kill", 5),
-        ("everysec", 2),
+        ("everysec", 1),
         ("cut", 15),
         ("fork", 8),
         ("stop", 5),
-        ("sync", 100),
+        ("sync", 60),
         ("truncate", 25),
         ("corrupt", 25),
         ("leave", 1000),

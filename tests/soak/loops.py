@@ -77,6 +77,15 @@ class Writer(threading.Thread):
         self.history.setdefault(key, []).append((time.monotonic(), i))
 
 
+class Storer(Writer):
+    """One client that stores models, which open in the background of whatever else happens."""
+
+    def _write(self, client: redis.Redis, i: int) -> None:
+        client.execute_command(
+            "AI.MODELSTORE", f"{self.prefix}:{i % 5}", "ONNX", "CPU", "BLOB", echo_model(open_sleep=0.002), " " * (i % 999)
+        )
+
+
 def value(client: redis.Redis, key: str) -> int:
     blob = client.execute_command("AI.TENSORGET", key, "BLOB")
     return int.from_bytes(blob, "little", signed=True)
@@ -172,11 +181,11 @@ def cut(seed: int, count: int) -> Counts:
 
 
 def fork(seed: int, count: int) -> Counts:
-    """BGSAVE and BGREWRITEAOF with busy workers: every child finishes."""
+    """BGSAVE and BGREWRITEAOF while workers run and models open: every child finishes."""
     rng = random.Random(seed)
     with running("--appendonly", "yes", "--appendfsync", "no") as server, server.client() as client:
         store_models(client)
-        writers = [Writer(server, f"w{n}") for n in range(3)]
+        writers = [*(Writer(server, f"w{n}") for n in range(3)), Storer(server, "s")]
         for writer in writers:
             writer.start()
         for _ in range(count):
