@@ -306,7 +306,7 @@ def again(server: Server) -> int:
 
 
 def restore(seed: int, count: int) -> Counts:
-    """`count` payloads, and first those of the corpus."""
+    """payloads of RESTORE with forged fields, to a real server"""
     with fuzzed_server() as server:
         again(server)
         fuzzer = Fuzzer(server, seed)

@@ -21,6 +21,7 @@ from servers import ROOT
 
 from . import models, parsers
 from .findings import Counts, Finding
+from .oracle import oracle
 from .restore import restore
 
 RESULTS = Path(__file__).parent / "results.jsonl"
@@ -30,6 +31,7 @@ TARGETS: dict[str, Callable[[int, int], Counts]] = {
     "restore": restore,
     **{name: parsers.target(name) for name in parsers.TARGETS},
     **{name: models.target(name) for name in models.TARGETS},
+    "oracle": oracle,
 }
 
 

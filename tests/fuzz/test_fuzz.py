@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from . import models, parsers
+from .oracle import oracle
 from .restore import restore
 
 SEED = 20261122
@@ -41,3 +42,7 @@ def test_no_broken_model_ends_the_process_that_opens_it(name: str, library: str,
     models.replay(name)
     counts = models.fuzz(name, SEED, count)
     assert counts["findings"] == 0 and count // 50 < counts["opened"] < count
+
+
+def test_every_reply_is_the_one_that_numpy_gives() -> None:
+    assert oracle(SEED, 50_000)["reloads"] > 1
