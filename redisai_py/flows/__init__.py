@@ -12,5 +12,5 @@
 4. Every source has a namespace and builtins of its own. Nothing is added to `sys.modules`: `import redisAI` is answered by the importing
    source's own builtins.
 
-Direction of knowledge: host -> source -> builder -> readers, redisai -> server -> values; all may use threads, running, steps.
+Direction of knowledge: host -> source -> builder, redisai -> readers -> server -> values; all may use threads, running, steps.
 """

@@ -15,10 +15,9 @@ from typing import Any
 
 from .._shim import Shim
 from ..log import logger
-from . import redisai
 from .builder import Plan
 from .readers import Position, Waiting, entries, key_records, scanned
-from .running import Execution, Task
+from .running import Execution, Task, belongs_on_loop
 from .server import Caller, Server
 from .source import Source
 from .threads import Places
@@ -72,9 +71,11 @@ class Flow:
         self.lines: dict[int, Line] = {}
         self.streams: dict[bytes, Stream] = {}
         self.dropped = False
+        self._on_loop = belongs_on_loop(plan.steps)
 
-    def execution(self, records: Iterable[Any], by: Caller, places: Places, told: Callable[[list[Any], list[str]], None]) -> Execution:
-        return Execution(self.key, self.plan.steps, records, by, self.plan.as_text, places, told)
+    def start(self, records: Iterable[Any], by: Caller, places: Places, told: Callable[[list[Any], list[str]], None]) -> None:
+        execution = Execution(self.key, self.plan.steps, records, by, self.plan.as_text, places, told)
+        execution.start(self._on_loop)
 
 
 class Stream:
@@ -126,7 +127,7 @@ class Stream:
             done()
             return
         records = [entry.record(self._key) for entry in batch]
-        self._flow.execution(records, self._flow.by, self._host.places, partial(self._ran, batch, done)).start()
+        self._flow.start(records, self._flow.by, self._host.places, partial(self._ran, batch, done))
 
     def _ran(self, batch: Any, done: Callable[[], None], results: list[Any], errors: list[str]) -> None:
         self._host.count(self._flow, errors)
@@ -159,7 +160,6 @@ class Host:
         self._shim = shim
         self.server = Server(shim)
         self.places = Places(timeout_ms / 1000)
-        self._module = redisai.make(self.server)
         self._flows: dict[str, Flow] = {}
         self._handlers: dict[str, Callable[[Any], None]] = {
             "source": self._source,
@@ -186,7 +186,7 @@ class Host:
 
     def _source(self, call: Any) -> None:
         by = Caller(call.user, call.db, None, call.restoring)
-        source = Source(call, self._shim, self.server, self.places, self._module, partial(self._add, by))
+        source = Source(call, self._shim, self.server, self.places, partial(self._add, by))
         Task(f"flow {call.id}", source.run, by, self.places, partial(self._source_ran, call, source)).start()
 
     def _add(self, by: Caller, number: str, plan: Plan, source: Source) -> None:
@@ -228,7 +228,7 @@ class Host:
             return
         by = Caller(call.user, call.db, flow.id)
         record = [text_of(word) for word in call.argv]
-        flow.execution([record], by, self.places, partial(self._triggered, flow, call)).start()
+        flow.start([record], by, self.places, partial(self._triggered, flow, call))
 
     def _triggered(self, flow: Flow, call: Any, results: list[Any], errors: list[str]) -> None:
         self.count(flow, errors)
@@ -267,7 +267,7 @@ class Host:
         types = options["keyTypes"] or ()
         records = key_records(self.server, [event.key], event.event, types, options["readValue"])
         by = Caller(event.user, event.db, flow.id)
-        flow.execution(records, by, self.places, partial(self._event_ran, flow, event, done)).start()
+        flow.start(records, by, self.places, partial(self._event_ran, flow, event, done))
 
     def _event_ran(self, flow: Flow, event: Any, done: Callable[[], None], results: list[Any], errors: list[str]) -> None:
         if errors:

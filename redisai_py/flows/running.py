@@ -35,6 +35,11 @@ def takes_too_long(timeout: float) -> str:
     return f"ERR the flow takes longer than {timeout * 1000:.0f} ms (FLOWS_TIMEOUT)"
 
 
+def belongs_on_loop(steps: tuple[Step, ...]) -> bool:
+    """As soon as one of the functions is a coroutine function."""
+    return any(inspect.iscoroutinefunction(function) for step in steps for function in step.functions)
+
+
 class Execution:
     """Records through steps, on a pool thread or on the loop. `records` may be a generator that asks the server."""
 
@@ -50,9 +55,8 @@ class Execution:
         self._places = places
         self._told = Once(told)
 
-    def start(self) -> None:
-        """Where its functions belong: the loop as soon as one is a coroutine function."""
-        if any(inspect.iscoroutinefunction(function) for step in self._steps for function in step.functions):
+    def start(self, on_loop: bool) -> None:
+        if on_loop:
             self._places.loop.submit(self)
         else:
             self._places.pool.submit(self)

@@ -99,8 +99,9 @@ class Atomic:
         replies = self._shim.flow_transaction(by.user, by.db, [argv for argv, _ in commands], by.origin)
         for (_, later), reply in zip(commands, replies, strict=True):
             later._set(reply)
-        for reply in replies:
-            reply_value(reply)
+        errors = [reply for reply in replies if hasattr(reply, "error_text")]
+        for error in sorted(errors, key=lambda error: error.error_text.startswith("EXECABORT")):  # that one only follows from another
+            reply_value(error)
 
 
 class Finished(NamedTuple):

@@ -17,6 +17,7 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
+from . import redisai
 from .builder import GearsBuilder, Plan
 from .readers import READERS
 from .server import Server, working_for
@@ -31,9 +32,7 @@ ENDED = "flows are registered and run while their source runs, not later"
 class Source:
     """A source while and after it runs. `add(id, plan, source)` is called for each registration."""
 
-    def __init__(
-        self, call: Any, shim: Any, server: Server, places: Places, module: ModuleType, add: Callable[[str, Plan, Source], None]
-    ) -> None:
+    def __init__(self, call: Any, shim: Any, server: Server, places: Places, add: Callable[[str, Plan, Source], None]) -> None:
         self.id: str = call.id
         self.file = f"{FILE}{call.id}>"
         self.flows: set[str] = set()  # the host's: registrations that are left
@@ -44,7 +43,7 @@ class Source:
         self._add = add
         self._open = True
         self._said: list[Any] | None = None
-        self._namespace = {"__name__": "__main__", "__file__": self.file, "__builtins__": self._builtins(module)}
+        self._namespace = {"__name__": "__main__", "__file__": self.file, "__builtins__": self._builtins(redisai.make(server))}
 
     def _builtins(self, module: ModuleType) -> dict[str, Any]:
         builder = partial(GearsBuilder, self)

@@ -77,24 +77,27 @@ class LoopJob(Job, Protocol):
 
 
 _GUARDED = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]), "<frozen")
-_condemned: set[int] = set()  # threads that are to end what they do at their next checkpoint
+#: thread -> the task that is to end at its next checkpoint there; None: whatever the thread does
+_condemned: dict[int, asyncio.Task[Any] | None] = {}
 
 
-def interrupt(ident: int) -> None:
-    """Raises `Interrupted` in another thread: at once where that is safe, else at its next checkpoint."""
+def interrupt(ident: int, task: asyncio.Task[Any] | None = None) -> None:
+    """Raises `Interrupted` in another thread: at once where that is safe, else at its next checkpoint. `task`: only while that one runs."""
     for _ in range(SAMPLES):
         time.sleep(0)  # gives up the GIL and takes it again: for a switch interval nobody asks for it, so the thread stays where it is seen
         frame = sys._current_frames().get(ident)
         file = frame.f_code.co_filename if frame is not None else "<frozen"
+        if task is not None and asyncio.current_task(task.get_loop()) is not task:
+            return
         if not file.startswith(_GUARDED) or "site-packages" in file:
             _raise_in(ident, Interrupted)
             return
-    _condemned.add(ident)
+    _condemned[ident] = task
 
 
 def call_back(ident: int) -> None:
     """Undoes `interrupt` where it has had no effect yet. On that thread itself."""
-    _condemned.discard(ident)
+    _condemned.pop(ident, None)
     _raise_in(ident, None)
 
 
@@ -105,8 +108,9 @@ def _raise_in(ident: int, exception: type[BaseException] | None) -> None:
 def checkpoint() -> None:
     """Called by what flows call, holding nothing. Raises Interrupted when this thread has to end what it does."""
     if _condemned and (ident := threading.get_ident()) in _condemned:
-        _condemned.discard(ident)
-        raise Interrupted
+        task = _condemned.pop(ident)
+        if task is None or asyncio.current_task(task.get_loop()) is task:
+            raise Interrupted
 
 
 class Promise:
@@ -368,13 +372,13 @@ class _LoopThread:
     def lives(self) -> None:
         self.asked = self.blocked = 0.0
 
-    def culprit(self, late: dict[LoopJob, asyncio.Task[None]], timeout: float) -> bool:
-        """The clock: does what runs at this moment have to be interrupted?"""
+    def culprit(self, late: dict[LoopJob, asyncio.Task[None]], timeout: float) -> asyncio.Task[Any] | None:
+        """The clock: the task that runs at this moment, if it has to be interrupted."""
         if not self.asked:
             self.asked = time.monotonic()
             self.call(self.lives)
         current = asyncio.current_task(self.loop)
-        return any(task is current for task in late.values()) or time.monotonic() - self.asked >= timeout
+        return current if current in late.values() or time.monotonic() - self.asked >= timeout else None
 
 
 class Loop:
@@ -428,13 +432,14 @@ class Loop:
             if started[job] + self._timeout + STUCK <= now and not thread.blocked:  # it will not be cancelled: let it, but out of the count
                 thread.running.pop(job, None)
                 thread.call(thread.admit)
-        if (running or thread.waiting) and thread.culprit(long_late, self._timeout):
+        culprit = thread.culprit(long_late, self._timeout) if running or thread.waiting else None
+        if culprit is not None:
             thread.blocked = thread.blocked or now
-            interrupt(thread.ident)
+            interrupt(thread.ident, culprit)
             if now - thread.blocked >= STUCK and thread is self._thread:
                 self._give_up(thread)
         else:
-            _condemned.discard(thread.ident)
+            _condemned.pop(thread.ident, None)
         due = min((since + self._timeout - now for job, (since, _) in running if job not in late), default=self._timeout)
         self._watch(thread, GRACE if late or thread.blocked else due)
 

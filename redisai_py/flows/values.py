@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable
-from types import TracebackType
+from pathlib import Path
 from typing import Any
 
 #: file name of a source in tracebacks begins so
 FILE = "<flow "
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class GearsError(Exception):
@@ -89,17 +90,13 @@ def answer(value: Any, as_text: bool) -> Any:
 
 
 def failure(error: BaseException) -> str:
-    """The line that a client reads: Python's traceback from the client's own code on, and the message."""
-    lines = traceback.format_exception(type(error), error, _own_part(error.__traceback__))
-    return "ERR " + "".join(lines).strip()
-
-
-def _own_part(trace: TracebackType | None) -> TracebackType | None:
-    """Without the frames of this package above the client's code."""
-    own = trace
-    while own is not None and not own.tb_frame.f_code.co_filename.startswith(FILE):
-        own = own.tb_next
-    return own
+    """The line that a client reads: Python's traceback, without the frames of this package, and the message."""
+    told = traceback.TracebackException.from_exception(error)
+    part: traceback.TracebackException | None = told
+    while part is not None:
+        part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith(_PACKAGE)]
+        part = part.__cause__ or part.__context__
+    return "ERR " + "".join(told.format()).strip()
 
 
 def safe_failure(error: BaseException) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from runs import put, store
-from servers import Server
+from servers import Server, wait_until
 from wire import OK, Error, Wire
 
 #: Runs what it is sent, in the names of a flow; `result` is the answer. One trigger for plain code, one for code that awaits.
@@ -373,3 +373,46 @@ def test_rights_are_those_of_the_user_who_registered(_server: Server, wire: Wire
     finally:
         wire("ACL", "DELUSER", "weak")
     assert refused(wire, "execute('GET', 't')", "weak").startswith("NOPERM")
+
+
+def test_what_is_raised_shows_the_code_of_the_client_alone(wire: Wire) -> None:
+    text = raised(wire, "try:\n    execute('GET', 't')\nexcept Exception:\n    redisAI.getTensorFromKey('none')")
+    assert "redisai_py" not in text
+    assert "WRONGTYPE" in text and "During handling of the above exception, another exception occurred" in text
+    assert text.endswith("gears.error: ERR tensor key is empty")
+
+
+def test_a_transaction_with_a_command_that_is_refused_runs_nothing(wire: Wire) -> None:
+    code = "with atomic():\n    execute('SET', 'a', '1')\n    execute('NOSUCH')\n    execute('SET', 'b', '1')"
+    assert refused(wire, code) == "No such file or directory"
+    assert wire("EXISTS", "a", "b") == 0
+
+
+def test_keys_of_other_nodes_of_a_cluster(start_server: Callable[..., Server]) -> None:
+    server = start_server("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", module_args=("FLOWS", "yes"))
+    source = """
+    import redisAI
+    def f(record):
+        tensor = redisAI.createTensorFromValues('FLOAT', [1], [1])
+        calls = [
+            lambda: redisAI.setTensorInKey('{06S}', tensor),
+            lambda: redisAI.getTensorFromKey('{06S}'),
+            lambda: redisAI.createModelRunner('{06S}'),
+            lambda: redisAI.createDAGRunner().ModelRun(name='{06S}', inputs=[], outputs=[]),
+        ]
+        for call in calls:
+            try:
+                call()
+            except redisAI.error as error:
+                said.append(str(error))
+        redisAI.setTensorInKey('{' + hashtag() + '}', tensor)
+        return said
+    said = []
+    GB('CommandReader').flatmap(f).register(trigger='f')
+    """
+    with Wire(server.port) as wire:
+        assert wire("CLUSTER", "ADDSLOTS", *range(1, 200)) == OK
+        wait_until(lambda: b"cluster_state:ok" in wire("CLUSTER", "INFO"), "the cluster")
+        assert wire("RG.PYEXECUTE", textwrap.dedent(source)) == OK
+        assert wire("RG.TRIGGER", "f") == [b"Given key is not in the current shard"] * 4
+        assert wire("DBSIZE") == 1
