@@ -726,7 +726,7 @@ typedef struct Config {
     _Atomic int64_t max_tensor_bytes, max_model_bytes, max_script_bytes, max_queue; /* INT64_MAX = no limit */
     bool allow_file_ops;
     bool flows;                                    /* RG.*: clients may send Python */
-    _Atomic int64_t flows_timeout;                 /* ms until a flow's client is answered with an error, 0 = none */
+    _Atomic int64_t flows_timeout;                 /* ms until a flow is ended and its client answered with an error, 0 = none */
     _Atomic int64_t isolation, sandbox;            /* Isolation, Sandbox */
     char *backends_path;                           /* shown, never opened */
     char *python;                                  /* load argument PYTHON, or NULL */

@@ -1420,8 +1420,10 @@ static PyObject *flow_item_wrap(FlowItem *item) {
 }
 
 static PyObject *next_flow(PyObject *self, PyObject *unused) {
+    static bool named;
     FlowItem *item;
-    pthread_setname_np(pthread_self(), "ai-flows");
+    if (!named) pthread_setname_np(pthread_self(), "ai-flows");
+    named = true;
     Py_BEGIN_ALLOW_THREADS
     item = shim->flow_next();
     Py_END_ALLOW_THREADS

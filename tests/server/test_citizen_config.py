@@ -28,7 +28,7 @@ DEFAULTS = {
     "ai.max-script-bytes": str(MEBIBYTE),
     "ai.allow-file-ops": "no",
     "ai.flows": "no",
-    "ai.flows-timeout": "0",
+    "ai.flows-timeout": "30000",
     "ai.isolation": "none",
     "ai.load-backends": "none",
     "ai.python": "",

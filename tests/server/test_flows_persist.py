@@ -234,13 +234,25 @@ def test_a_dump_with_flows_on_a_server_with_flows_no(start_server: Callable[...,
             assert registrations(r) == []
 
 
-def test_a_server_without_flows_writes_what_one_without_the_module_reads(start_server: Callable[..., Server], tmp_path: Path) -> None:
-    server = start_server(directory=tmp_path)
+@pytest.mark.parametrize("name", ENDS)
+def test_a_server_without_flows_writes_what_one_without_the_module_reads(
+    start_server: Callable[..., Server], tmp_path: Path, name: str
+) -> None:
+    """With FLOWS no anywhere, and with FLOWS yes where the server writes nothing for no flows."""
+    options = {"binary": SERVERS[name], "directory": tmp_path}
+    server = start_server(module_args=["FLOWS", "no"], **options)
+    with server.client() as r:
+        if writes_nothing_for_no_flows(r):
+            server.close()
+            server = start_server(module_args=FLOWS, **options)
     with server.client() as r:
         r.set("k", 1)
+        if "yes" in server.module_args:
+            r.execute_command("RG.PYEXECUTE", command("gone"))
+            forget_all(r)
         r.save()
     server.stop()
-    with start_server(directory=tmp_path, load_module=False).client() as r:
+    with start_server(load_module=False, **options).client() as r:
         assert r.get("k") == b"1"
 
 
