@@ -25,8 +25,11 @@ help: ## Show the targets
 	@echo "Settings: PORT=6379  ONCE=1 (run: stop after the tour)  ARGS='-k name' (test)  BUILD_TYPE=ASAN|TSAN (build)"
 	@echo "          PYTHON=python3.11  TORCH_INDEX=<index of CPU builds>  ALLOW_CUDA=1"
 
-run: build ## Install, build, start a server on PORT with example models, and show one inference of each
+run: port build ## Install, build, start a server on PORT with example models, and show one inference of each
 	@$(PY) examples/run.py --port $(PORT) $(if $(ONCE),--once)
+
+port:
+	@$(PYTHON) tools/port.py $(PORT)
 
 test: EXTRAS := all,test
 test: build ## Install, build and run all tests

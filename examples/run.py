@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,10 @@ from tour import tour
 
 from redisai_py.cli.serve import arguments
 from redisai_py.install import Server, ServerNotFoundError, find_server, module_path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+from port import check
 
 START_SECONDS = 120.0
 
@@ -71,15 +74,6 @@ def fail(*lines: str) -> NoReturn:
     sys.exit("\n".join(lines))
 
 
-def check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", port))
-        except OSError as error:
-            fail(f"Port {port} cannot be used ({error.strerror}); name another, as in: make run PORT={port + 1000}")
-
-
 def stay(process: subprocess.Popen[bytes], port: int) -> None:
     print(f"\nThe server goes on listening on port {port}. Ctrl-C stops it.", flush=True)
     process.wait()
@@ -96,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, stop)
-    check_port(options.port)
+    check(options.port)
     try:
         server = find_server()
         print(f"{server} ({server.path}) with {module_path()}", flush=True)

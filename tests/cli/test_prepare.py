@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -118,3 +120,17 @@ def test_every_requirement_is_pinned(prepare: ModuleType) -> None:
     lines = prepare.requirements(project, ["all", "cli", "server", "test", "dev"])
     here = [line for line in lines if "!=" not in line]  # the one for other machines
     assert {re.split(r"[<>=;\[ ]", line)[0].lower().replace("_", "-") for line in here} <= pinned
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_installed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = ["make", "--dry-run", "--no-print-directory", "run", f"PORT={port}"]
+        commands = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert commands[0].endswith(f"tools/port.py {port}") and len(commands) > 3
+        done = subprocess.run([sys.executable, "tools/port.py", str(port)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (
+        done.returncode == 1
+        and done.stderr == f"Port {port} cannot be used (Address already in use); name another, as in: make run PORT={port + 1000}\n"
+    )
+    assert subprocess.run([sys.executable, "tools/port.py", str(port)], cwd=ROOT, check=False).returncode == 0
