@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -274,7 +274,9 @@ def test_requests_that_wait_for_a_model_to_open_are_told_apart_from_those_in_the
         thread.join()
 
 
-def test_every_metric_is_documented_and_the_dashboard_asks_for_metrics_that_are_there(busy: Server, redisai: Redisai) -> None:
+def test_every_metric_is_documented_and_the_dashboard_asks_for_metrics_that_are_there(
+    busy: Server, redisai: Redisai, start_server: Callable[..., Server]
+) -> None:
     pytest.importorskip("prometheus_client")
     from redisai_py.cli.exporter import METRICS
 
@@ -282,7 +284,9 @@ def test_every_metric_is_documented_and_the_dashboard_asks_for_metrics_that_are_
     suffixes = {"counter": "_total", "info": "_info"}
     for name, (kind, _, _) in METRICS.items():
         assert f"`{name}{suffixes.get(kind, '')}`" in page, name
-    served = {name.partition("{")[0] for name in samples(redisai("exporter", "--once", "-p", busy.port).out)}
+    ports = (busy.port, start_server(module_args=["FLOWS", "yes"]).port)
+    served = {name.partition("{")[0] for port in ports for name in samples(redisai("exporter", "--once", "-p", port).out)}
+    assert {f"{name}{suffixes.get(kind, '')}" for name, (kind, _, _) in METRICS.items() if kind != "histogram"} <= served
     board = json.loads(DASHBOARD.read_text())
     expressions = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
     assert len(expressions) > 12

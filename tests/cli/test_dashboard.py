@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,12 @@ scrape_configs:
   - job_name: redisai
     static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
 """
+
+
+@pytest.fixture
+def server(start_server: Callable[..., Server]) -> Server:
+    """With flows, so that no panel has a reason to stay empty."""
+    return start_server(module_args=["FLOWS", "yes"])
 
 
 @pytest.fixture
@@ -94,6 +100,9 @@ def test_every_panel_of_the_dashboard_shows_what_happened(prometheus: str, r: re
     assert not [line for line in lines if line.wrong]
     titles = {panel["title"] for panel in board["panels"] if panel["type"] != "row"}
     assert {line.panel for line in lines} == titles and len(titles) > 10
+    assert r.execute_command("RG.PYEXECUTE", "GB('CommandReader').map(len).register(trigger='count')") == b"OK"
+    r.execute_command("RG.TRIGGER", "count")
+    wait_until(lambda: dashboard.ask(prometheus, "query", query="redisai_flows_triggered_total > 0")["result"], "the trigger")
     values = {(line.panel, line.legend): float(line.value) for line in lines}
     assert values["Runs per second", "m"] > 0
     assert values["Errors per second", "bad"] > 0 and values["Errors per second", "m"] == 0
