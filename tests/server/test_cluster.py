@@ -264,12 +264,12 @@ def test_half_a_slot_is_asked_for_where_it_went(cluster: Cluster, c: redis.Redis
 
 
 def test_slots_that_move_under_load_give_right_answers_and_leave_no_orphan(cluster: Cluster) -> None:
-    assert reshard(cluster, random.Random(1), 8)["answers"] > 50
+    assert reshard(cluster, random.Random(1), 8)["answers"] > 20
 
 
 def test_failovers_under_load_give_right_answers(cluster: Cluster) -> None:
-    assert fail_over(cluster, random.Random(1), 2)["answers"] > 50
+    assert fail_over(cluster, random.Random(1), 2)["answers"] > 20
 
 
 def test_the_loss_of_a_node_costs_errors_and_no_wrong_answer(cluster: Cluster) -> None:
-    assert lose_a_node(cluster, random.Random(1))["answers"] > 50
+    assert lose_a_node(cluster, random.Random(1))["answers"] > 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
@@ -80,9 +79,7 @@ def torch_model_that_saves(path: Path) -> bytes:
     torch = pytest.importorskip("torch")
     script = torch.jit._recursive.create_script_module(torch.nn.Module(), lambda _: (), share_types=False)
     script.define(f"def forward(self, x):\n    torch.save(x, '{path}')\n    return x\n")
-    buffer = io.BytesIO()
-    torch.jit.save(script, buffer)
-    return buffer.getvalue()
+    return bytes(script.save_to_buffer())
 
 
 def hostile_values(canary: Path) -> dict[str, tuple[bytes, list[Any], str]]:

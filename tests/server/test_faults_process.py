@@ -283,7 +283,7 @@ def test_no_lock_is_waited_for_while_another_is_held(real_server: Server) -> Non
         for thread in threads:
             thread.join(60)
             assert not thread.is_alive(), "somebody waits for ever"
-    assert len(replies) > 100 and set(replies) == {OK}
+    assert len(replies) >= len(threads) and set(replies) == {OK}
 
 
 # ---- the end that is called off ---------------------------------------------------------------------------------------------
