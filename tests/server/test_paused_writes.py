@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,18 +134,16 @@ def test_pauses_under_load_lose_no_acknowledged_output(master: Server) -> None:
                     stored[0] += 1
                 i += 1
 
-    threads = [threading.Thread(target=run, args=(f"k{n}",)) for n in range(6)]
-    for t in threads:
-        t.start()
-    with master.client() as c:
+    with ThreadPoolExecutor(6) as pool, master.client() as c:
+        runs = [pool.submit(run, f"k{n}") for n in range(6)]
         for _ in range(40):
             c.execute_command("CLIENT", "PAUSE", 100_000, "WRITE")
             time.sleep(0.004)
             c.execute_command("CLIENT", "UNPAUSE")
             time.sleep(0.01)
-    stop.set()
-    for t in threads:
-        t.join()
+        stop.set()
+    for finished in runs:
+        finished.result()  # raises what its thread raised: a wrong reply, or none
     assert stored[0] > 0
     assert master.alive(), master.log()[-3000:]
 
