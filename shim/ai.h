@@ -235,6 +235,8 @@ Program *program_ref(Program *p);
 void program_unref(Program *p); /* any thread, not under ai_lock: the last one tells the loader to close the session */
 void program_list(Program *p, RedisModuleString *key, int db); /* now in the keyspace; holder */
 void program_unlist(Program *p);                              /* no longer; any thread */
+/* A copy of the name of its key, for the caller to free; NULL = not known. Any thread, not under ai_lock. */
+char *program_key(Program *p);
 /* Every listed program, newest first. `fn` runs under the list's lock: it takes references and nothing else. Any thread. */
 void programs_each(void (*fn)(Program *p, void *u), void *u);
 Program *program_lookup(RedisModuleCtx *ctx, RedisModuleString *key, ProgramKind kind, const char **error); /* borrowed; holder */
@@ -814,6 +816,7 @@ typedef struct Shim {
     const char *(*program_wait_open)(Program *);
     void (*batch_restart)(Batch *);
     void (*program_count)(Program *, int64_t, int64_t, bool);
+    char *(*program_key)(Program *);
 } Shim;
 extern const Shim shim_table;
 

@@ -106,6 +106,13 @@ static void set_key(Program *p, Slice name) {
     RedisModule_Free(old);
 }
 
+char *program_key(Program *p) {
+    pthread_mutex_lock(&ai_lock);
+    char *copy = p->key ? slice_dup((Slice){p->key, p->key_len}) : NULL;
+    pthread_mutex_unlock(&ai_lock);
+    return copy;
+}
+
 void program_list(Program *p, RedisModuleString *key, int db) {
     if (key) set_key(p, slice_of(key));
     p->db = db;

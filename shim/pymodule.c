@@ -58,6 +58,15 @@ static PyObject *texts_of(Names names) {
     return tuple;
 }
 
+/* Of its key, for log lines; "" when not known. A RENAME frees the name that the program has: this is a copy. */
+static PyObject *key_of(Program *p) {
+    char *key = shim->program_key(p);
+    if (!key) return PyUnicode_FromString("");
+    PyObject *name = text_of((Slice){ key, strlen(key) });
+    shim->free(key);
+    return name;
+}
+
 /* ---- Tensor ------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -658,8 +667,7 @@ static PyObject *batch_get_program(PyBatch *self, void *unused) {
 }
 static PyObject *batch_get_key(PyBatch *self, void *unused) {
     Batch *b = batch_peek(self);
-    const char *key = b ? b->program->key : NULL;
-    return b ? PyUnicode_DecodeUTF8(key ? key : "", key ? (Py_ssize_t)strlen(key) : 0, "surrogateescape") : NULL;
+    return b ? key_of(b->program) : NULL;
 }
 static PyObject *batch_get_size(PyBatch *self, void *unused) {
     Batch *b = batch_peek(self);
@@ -924,7 +932,7 @@ OPENING_FIELD(is_script, PyBool_FromLong(p->kind == PROGRAM_SCRIPT))
 OPENING_FIELD(backend, PyUnicode_FromString(shim->backend_names[p->backend]))
 OPENING_FIELD(device, PyUnicode_DecodeUTF8(p->device, (Py_ssize_t)strlen(p->device), "surrogateescape"))
 OPENING_FIELD(queue, PyLong_FromUnsignedLongLong((uintptr_t)p->queue))
-OPENING_FIELD(key, p->key ? PyUnicode_DecodeUTF8(p->key, (Py_ssize_t)strlen(p->key), "surrogateescape") : PyUnicode_FromString(""))
+OPENING_FIELD(key, key_of(p))
 OPENING_FIELD(batchsize, PyLong_FromLongLong(p->batchsize))
 OPENING_FIELD(inputs, texts_of(p->inputs))
 OPENING_FIELD(outputs, texts_of(p->outputs))

@@ -37,6 +37,7 @@ const Shim shim_table = {
     .program_unref = program_unref,
     .program_wait_open = program_wait_open,
     .program_count = program_count,
+    .program_key = program_key,
     .runqueue_first = runqueue_first,
     .runqueue_attach = runqueue_attach,
     .runqueue_wait = runqueue_wait,

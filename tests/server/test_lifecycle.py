@@ -212,6 +212,22 @@ def test_a_run_finishes_with_the_model_it_began_with(server: Server, wire: Wire,
     wait_until(lambda: info(wire, "ONNX_sessions") == 0, "every session closed")
 
 
+def test_a_model_may_be_renamed_while_it_is_opened_and_run(server: Server, wire: Wire) -> None:
+    """The loader and the workers read its name for their log lines, and a rename frees the name: a sanitizer sees how."""
+    put(wire, "in", 1)
+    store(wire, "m", "raise", text="ERR no")
+    names = ["m", "a name of another length"]
+    with Wire(server.port) as opens, Wire(server.port) as runs:
+        for _ in range(100):
+            runs.send(*execute(names[0]))
+            opens.send("COPY", names[0], "copy", "REPLACE")
+            assert wire("RENAME", *names) == OK
+            opens.read()
+            wire("RENAME", "copy", "copied under a longer name")
+            assert runs.read() in (Error("ERR no"), Error("ERR model key is empty"))
+            names.reverse()
+
+
 def test_models_come_and_go_under_load(start_server: Callable[..., Server]) -> None:
     """Every command has one reply of the expected kind, and in the end no session, job or queued request is left."""
     server = start_server(module_args=("THREADS_PER_QUEUE", "2"))
