@@ -77,11 +77,11 @@ class Host:
 
     def execute(self, argv: list[bytes]) -> Any:
         self._channel.send(wire.EXECUTE, wire.words_to(argv))
-        return wire.reply_from(self._channel.receive().header[0])
+        return wire.reply_from(_received(self._channel).header[0])
 
     def model_execute(self, key: bytes, inputs: list[Any], n_outputs: int) -> list[Any]:
         self._channel.send(wire.MODEL, [key.decode("latin-1"), n_outputs], inputs)
-        answer = self._channel.receive()
+        answer = _received(self._channel)
         if answer.kind == wire.FAILED:
             raise BackendError(answer.header[0])
         # Copies: the next answer is written over this one.
@@ -105,13 +105,9 @@ class Helper:
         """The thread of one channel."""
         while True:
             try:
-                message = channel.receive()
+                message = _received(channel)
                 log.current.about = None
-                if message.kind == wire.DOWN:
-                    _, (descriptor,), _, _ = socket.recv_fds(channel.socket, 1, 1)
-                    channel.into = _mapped(descriptor)
-                else:
-                    self._answer(channel, number, message)
+                self._answer(channel, number, message)
             except Closed:
                 return
 
@@ -184,6 +180,15 @@ class Helper:
         session, thread = self.running.get(number, (None, 0))
         if session is not None and hasattr(session, "terminate"):
             session.terminate(thread)
+
+
+def _received(channel: Channel) -> wire.Message:
+    """The next message of the server, in the larger memory that may come before it: in front of a request, and of what a script asked for.
+    Arrays in the memory before stay good."""
+    while (message := channel.receive()).kind == wire.DOWN:
+        _, (descriptor,), _, _ = socket.recv_fds(channel.socket, 1, 1)
+        channel.into = _mapped(descriptor)
+    return message
 
 
 def _inputs(channel: Channel, message: wire.Message) -> list[ArrayTensor]:

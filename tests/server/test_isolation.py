@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from conftest import echo_model
-from servers import EXAMPLE_MODELS, Server, running, wait_until
+from servers import EXAMPLE_MODELS, MODELS, Server, running, wait_until
 from wire import OK, Error, Wire
 
 ARGS = ("ISOLATION", "process")
@@ -372,3 +373,31 @@ def test_real_libraries_scripts_and_their_calls_work_and_survive(real: Server) -
             wire("DEL", "k")
             assert wire(*run) == OK
             assert wire("GET", "k") == "\u00e9".encode()
+
+
+LARGE = """
+def copy(tensors: List[Tensor], keys: List[str], args: List[str]):
+    redis.execute("SET", keys[1], str(redis.execute("GET", keys[0])))
+
+def model(tensors: List[Tensor], keys: List[str], args: List[str]):
+    return redisAI.model_execute(keys[0], tensors, 1)
+"""
+
+
+@pytest.mark.needs_torch
+@pytest.mark.needs_onnx
+def test_what_a_script_asks_for_may_be_larger_than_the_memory_that_it_began_with(real: Server) -> None:
+    """Replies and outputs of models that come while it runs: each way of the shared memory is replaced by a larger one in the middle."""
+    with Wire(real.port) as wire:
+        wire("FLUSHALL")
+        assert wire("AI.SCRIPTSTORE", "large", "CPU", "ENTRY_POINTS", 2, "copy", "model", "SOURCE", LARGE) == OK
+        assert wire("AI.MODELSTORE", "double", "ONNX", "CPU", "BLOB", (MODELS / "minimal.onnx").read_bytes()) == OK
+        for size in (1000, 3 << 20, 1000):
+            wire("SET", "from", "x" * size)
+            assert wire("AI.SCRIPTEXECUTE", "large", "copy", "KEYS", 2, "from", "to") == OK
+            assert wire("GET", "to") == b"x" * size
+        for rows in (1, 300_000, 1):
+            numbers = np.arange(2 * rows, dtype="<f4").reshape(rows, 2)
+            assert wire("AI.TENSORSET", "x", "FLOAT", rows, 2, "BLOB", numbers.tobytes()) == OK
+            assert wire("AI.SCRIPTEXECUTE", "large", "model", "KEYS", 1, "double", "INPUTS", 1, "x", "OUTPUTS", 1, "y") == OK
+            assert wire("AI.TENSORGET", "y", "BLOB") == (numbers * 2).tobytes()
