@@ -12,11 +12,13 @@ of the CPU queue stand ready. Nothing here runs when a command arrives: workers 
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from typing import Any
 
 from . import log
+from . import sandbox as sandboxes
 from ._shim import Shim, connect
 from .backends.base import Settings
 from .execution.loader import Loader
@@ -44,12 +46,17 @@ def start(capsule: object) -> None:
     build(shim)
 
 
-def _opener(shim: Shim, settings: Settings) -> Any:
+def _load(loader: Loader, eager: list[str]) -> None:
+    for name in eager:
+        loader.load_backend(name)
+
+
+def _opener(shim: Shim, settings: Settings, sandboxed: bool) -> Any:
     """What opens models in helper processes. The import is here for the sake of servers that need none of it."""
     from .isolation.remote import RemoteOpener
     from .isolation.supervisor import Supervisor
 
-    supervisor = Supervisor(shim, settings, stack_size=STACK_SIZE, switch_interval=SWITCH_INTERVAL)
+    supervisor = Supervisor(shim, settings, stack_size=STACK_SIZE, switch_interval=SWITCH_INTERVAL, sandbox=sandboxed)
     return RemoteOpener(supervisor, shim.meter, settings.execution_timeout_ms / 1000)
 
 
@@ -58,17 +65,22 @@ def build(shim: Shim) -> Loader:
     options = shim.settings()
     eager = options.pop("eager")
     flows, flows_timeout = options.pop("flows", False), options.pop("flows_timeout_ms", 0)
-    options.pop("sandbox", None)
-    isolation = options.pop("isolation", "none")
+    asked, isolated = options.pop("sandbox", "no"), options.pop("isolation", "none") == "process"
     settings = Settings(**options)
+    sandbox, state = sandboxes.wanted(asked, settings.allow_file_ops, isolated)
+    shim.sandbox(state)
+    opener = _opener(shim, settings, sandbox is not None) if isolated else None
+    here = None if isolated else sandbox  # else the helpers enter one each
+    if here is not None:
+        log.route_to_server(sandboxes.relay(shim.log))
     sessions = Sessions(Residents(shim))
-    workers = Workers(shim, sessions, settings.workers)
-    loader = Loader(shim, sessions, workers, settings, _opener(shim, settings) if isolation == "process" else None)
-    for name in eager:
-        loader.load_backend(name)
+    workers = Workers(shim, sessions, settings.workers, here.enter if here else None)
+    loader = Loader(shim, sessions, workers, settings, opener)
+    sandboxes.inside(here, lambda: _load(loader, eager))
     for queue, _ in shim.queues():
         workers.ensure(queue)
-    threading.Thread(target=loader.serve, name="ai-loader", daemon=True).start()
+    serve = functools.partial(sandboxes.inside, here, loader.serve)
+    threading.Thread(target=serve, name="ai-loader", daemon=True).start()
     threading.Thread(target=watch, args=(shim, sessions), name="ai-watchdog", daemon=True).start()
     if flows:
         from .flows.host import start as start_flows  # a client's Python: imported only where it was asked for

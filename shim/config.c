@@ -225,6 +225,7 @@ static const Option options[] = {
     {"FLOWS", "flows", set_yes_no, enlist_yes_no, .flag = &config.flows, .flags = CONFIG_IMMUTABLE},
     {"FLOWS_TIMEOUT", "flows-timeout", set_number, enlist_number, &config.flows_timeout, .flags = CONFIG_IMMUTABLE},
     {"ISOLATION", "isolation", set_choice, enlist_choice, &config.isolation, isolation_names, .flags = CONFIG_IMMUTABLE, .shown = true},
+    {"SANDBOX", "sandbox", set_choice, enlist_choice, &config.sandbox, sandbox_names, .flags = CONFIG_IMMUTABLE, .shown = true},
     {"PYTHON", "python", set_text, enlist_text, .text = &config.python, .flags = CONFIG_IMMUTABLE},
 };
 enum { OPTIONS = sizeof options / sizeof *options };

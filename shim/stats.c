@@ -278,11 +278,13 @@ static void section_sessions(RedisModuleInfoCtx *info) {
 }
 
 static void section_isolation(RedisModuleInfoCtx *info) {
+    const char *sandbox = sandbox_state;
     RedisModule_InfoAddSection(info, "isolation");
     RedisModule_InfoAddFieldCString(info, "isolation", isolation_names[config.isolation]);
     RedisModule_InfoAddFieldLongLong(info, "helpers", helpers_live);
     RedisModule_InfoAddFieldLongLong(info, "helpers_started", helpers_started);
     RedisModule_InfoAddFieldLongLong(info, "helpers_ended", helpers_ended);
+    add_word(info, "sandbox", sandbox ? sandbox : "no");
 }
 
 static void section_queues(RedisModuleInfoCtx *info) {

@@ -122,6 +122,21 @@ def _nonsense(call: Call) -> Any:
     return call.outputs
 
 
+def _open(call: Call) -> Any:
+    with Path(call.model["path"]).open(call.model["mode"]):
+        return call.outputs
+
+
+def _connect(call: Call) -> Any:
+    with socket.create_connection(("127.0.0.1", call.model["port"]), 5):
+        return call.outputs
+
+
+def _spawn(call: Call) -> Any:
+    os.waitpid(os.posix_spawn(call.model["path"], ["program"], {}), 0)
+    return call.outputs
+
+
 def _system_exit(call: Call) -> Any:
     raise SystemExit(1)
 
@@ -179,6 +194,9 @@ OPS: dict[str, Op] = {
     "kill": Op(lambda call: os.kill(os.getpid(), signal.SIGKILL)),  # what the system does when memory runs out
     "overflow": Op(_overflow),
     "nonsense": Op(_nonsense, frozenset({"text"})),
+    "open": Op(_open, frozenset({"path", "mode"})),
+    "connect": Op(_connect, frozenset({"port"})),
+    "spawn": Op(_spawn, frozenset({"path"})),
     "unspeakable": Op(_unspeakable),
     "system_exit": Op(_system_exit),  # an exception that `except Exception` does not catch
 }

@@ -69,7 +69,11 @@ def unpacked(blob: bytes) -> Iterator[Path]:
     """The folder of `saved_model.pb`, for as long as the block runs. Raises BackendError for a broken or oversized archive."""
     root = root_of(blob)
     assert root is not None
-    with tempfile.TemporaryDirectory(prefix="redisai-") as folder:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="redisai-")
+    except OSError as error:
+        raise BackendError(f"ERR a SavedModel has to be unpacked into files: {error}") from None
+    with directory as folder:
         try:
             with zipfile.ZipFile(io.BytesIO(blob)) as archive:
                 if sum(member.file_size for member in archive.infolist()) > UNPACKED_LIMIT:

@@ -10,6 +10,7 @@ model itself returned the wrong number of rows, or was ended by the watchdog, wh
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from .._shim import Shim
@@ -24,10 +25,12 @@ _FINAL = (BatchMismatch, Terminated)
 class Workers:
     """The worker threads of all run queues."""
 
-    def __init__(self, shim: Shim, sessions: Sessions, per_queue: int) -> None:
+    def __init__(self, shim: Shim, sessions: Sessions, per_queue: int, prepare: Callable[[], None] | None = None) -> None:
+        """`prepare` is called first on each thread."""
         self._shim = shim
         self._sessions = sessions
         self._per_queue = per_queue
+        self._prepare = prepare
         self._started: dict[int, int] = {}
 
     def ensure(self, queue: int) -> None:
@@ -43,6 +46,8 @@ class Workers:
 
     def _serve(self, queue: int, ready: threading.Event) -> None:
         try:
+            if self._prepare is not None:
+                self._prepare()
             worker = self._shim.Worker(queue)
         finally:
             ready.set()

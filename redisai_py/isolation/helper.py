@@ -28,6 +28,7 @@ from .. import log
 from ..backends.base import Settings
 from ..errors import BackendError, BatchMismatch, Terminated, sentence
 from ..opener import Opener
+from ..sandbox import Sandbox
 from ..tensor import ArrayTensor
 from . import wire
 from .channel import Channel, Closed
@@ -250,6 +251,8 @@ def main() -> None:
     start = json.loads(control.recv(wire.DATAGRAM))
     threading.stack_size(start["stack_size"])
     sys.setswitchinterval(start["switch_interval"])
+    if start["sandbox"]:
+        Sandbox(whole_process=True).enter()  # before there is a second thread
     helper = Helper(Settings(**start["settings"]))
     threading.Thread(target=helper.preload, args=(start["preload"],), name="ai-preload", daemon=True).start()
     control.send(b"ready")

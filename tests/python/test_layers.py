@@ -19,11 +19,12 @@ ALLOWED = {
     "_shim": {"_redisai"},
     "backends": COMMON,
     "scripts": COMMON,
+    "sandbox": set(),
     "opener": COMMON | {"scripts"},
-    "isolation": COMMON | {"_shim", "opener"},
+    "isolation": COMMON | {"_shim", "opener", "sandbox"},
     "flows": COMMON | {"_shim"},
     "execution": COMMON | {"_shim", "scripts", "opener"},
-    "engine": COMMON | {"_shim", "execution", "isolation", "flows"},
+    "engine": COMMON | {"_shim", "execution", "isolation", "flows", "sandbox"},
     "testing": COMMON | {"scripts"},
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in {"cli"})

@@ -30,13 +30,14 @@ DEFAULTS = {
     "ai.flows": "no",
     "ai.flows-timeout": "30000",
     "ai.isolation": "none",
+    "ai.sandbox": "no",
     "ai.load-backends": "none",
     "ai.python": "",
     "ai.backends-path": str(module_path().parent / "backends"),
 }
 IMMUTABLE = {
     *("ai.threads-per-queue", "ai.intra-op-parallelism", "ai.inter-op-parallelism", "ai.backend-memory-limit"),
-    *("ai.allow-file-ops", "ai.flows", "ai.flows-timeout", "ai.isolation", "ai.load-backends", "ai.python"),
+    *("ai.allow-file-ops", "ai.flows", "ai.flows-timeout", "ai.isolation", "ai.sandbox", "ai.load-backends", "ai.python"),
 }
 ARGUMENTS = ("THREADS_PER_QUEUE", "2", "MAX_QUEUE", "77", "MAX_TENSOR_BYTES", "1000000", "MODEL_EXECUTION_TIMEOUT", "2000")
 
