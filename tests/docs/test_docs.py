@@ -223,6 +223,16 @@ def test_readme_names_every_setting_with_its_default(real: redis.Redis) -> None:
     }
 
 
+def test_the_page_on_what_was_tested_names_the_versions_that_tests_run_with() -> None:
+    page = (ROOT / "docs" / "tested.md").read_text()
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    rows = dict(re.findall(r"^\| (?:TORCH|TF|ONNX|TFLITE) \| ([a-z-]+) ([\d.]+) \|", page, re.MULTILINE))
+    del rows["tflite-runtime"]  # in an environment of its own
+    assert len(rows) == 4
+    assert rows == {name: pins[name if name in pins else name.replace("-", "_")] for name in rows}
+    assert f"redis-py {'.'.join(pins['redis'].split('.')[:2])}" in page
+
+
 def test_compatibility_names_the_limits_with_their_defaults(real: redis.Redis) -> None:
     rows = re.findall(r"^\| (MAX_\w+) \| (\d+)", (ROOT / "docs" / "compatibility.md").read_text(), re.MULTILINE)
     assert len(rows) == 4
