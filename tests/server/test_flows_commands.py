@@ -164,6 +164,57 @@ GB('CommandReader').map(run).register(trigger='sum')
     assert every.execute_command("AI.INFO", "m{1}")[15] == 1
 
 
+RUN = """
+import redisAI
+async def run(record):
+    runner = redisAI.createModelRunner('m')
+    redisAI.modelRunnerAddInput(runner, 'x', redisAI.createTensorFromValues('INT32', [1], [int(record[1])]))
+    redisAI.modelRunnerAddOutput(runner, 'y')
+    return redisAI.tensorToFlatList((await redisAI.modelRunnerRunAsync(runner))[0])
+GB('CommandReader').map(run).register(trigger='run')
+"""
+
+
+def test_runs_of_flows_and_of_clients_share_batches(every: redis.Redis, every_flows_server: Server) -> None:
+    every.execute_command("AI.MODELSTORE", "m", "TORCH", "CPU", "BATCHSIZE", 2, "MINBATCHSIZE", 2, "BLOB", echo_model())
+    every.execute_command("AI.TENSORSET", "x{m}", "INT32", 1, "VALUES", 7)
+    every.execute_command("RG.PYEXECUTE", RUN)
+    with every_flows_server.client() as other:
+        connection = other.connection_pool.get_connection()
+        connection.send_command("RG.TRIGGER", "run", 5)
+        wait_until(lambda: every.info("ai_queues")["ai_queue_CPU_length"] == 1, "the flow's run in the queue")
+        assert every.execute_command("AI.MODELEXECUTE", "m", "INPUTS", 1, "x{m}", "OUTPUTS", 1, "y{m}") == OK
+        assert connection.read_response() == [b"[5]"]
+    assert every.execute_command("AI.TENSORGET", "y{m}", "VALUES") == [7]
+    stats = every.execute_command("AI.INFO", "m", "STATS")
+    assert (stats[3], stats[5]) == (1, 2)  # batches, requests in them
+
+
+def test_a_run_of_a_flow_ends_with_its_model_and_with_its_queue(r: redis.Redis, server: Server) -> None:
+    r.execute_command("AI.MODELSTORE", "m", "TORCH", "CPU", "BATCHSIZE", 2, "MINBATCHSIZE", 2, "BLOB", echo_model())
+    r.execute_command("RG.PYEXECUTE", RUN)
+    with server.client() as other:
+        connection = other.connection_pool.get_connection()
+        connection.send_command("RG.TRIGGER", "run", 5)
+        wait_until(lambda: r.info("ai_queues")["ai_queue_CPU_length"] == 1, "the flow's run in the queue")
+        r.config_set("ai.max-queue", 1)
+        try:
+            with pytest.raises(redis.ResponseError, match=r"queue.* is full"):
+                r.execute_command("RG.TRIGGER", "run", 6)
+        finally:
+            r.config_set("ai.max-queue", 65536)
+        r.delete("m")  # what waits for company runs alone
+        assert connection.read_response() == [b"[5]"]
+
+
+def test_a_failing_model_fails_its_flow(r: redis.Redis) -> None:
+    r.execute_command("AI.MODELSTORE", "m", "TORCH", "CPU", "BLOB", echo_model("raise", text="ERR it does not fit"))
+    r.execute_command("RG.PYEXECUTE", RUN)
+    with pytest.raises(redis.ResponseError, match=r"Exception: .*it does not fit"):
+        r.execute_command("RG.TRIGGER", "run", 1)
+    assert r.execute_command("AI.INFO", "m")[17] == 1
+
+
 # ---- off, or taken -----------------------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from conftest import echo_model
 from registered import command, forget_all, in_flight, on_key, registrations, triggers
 from servers import Server, server_binaries, wait_until
 
@@ -58,6 +59,20 @@ def test_flows_come_back_from_an_rdb_and_run(every: redis.Redis) -> None:
     every.set("k", 1)
     wait_until(lambda: every.get("n") == b"1", "the event")
     assert {row["status"] for row in registrations(every)} == {b"live"}
+
+
+def test_a_flow_waits_until_its_model_is_open_again(every: redis.Redis) -> None:
+    every.execute_command("AI.MODELSTORE", "m", "TORCH", "CPU", "BLOB", echo_model())
+    source = """
+import redisAI
+async def run(record):
+    dag = redisAI.createDAGRunner().Input('x', redisAI.createTensorFromValues('INT32', [1], [5]))
+    return redisAI.tensorToFlatList((await dag.ModelRun(name='m', inputs=['x'], outputs=['y']).TensorGet('y').Run())[0])
+GB('CommandReader').map(run).register(trigger='run')
+"""
+    every.execute_command("RG.PYEXECUTE", source)
+    every.execute_command("DEBUG", "RELOAD")
+    assert every.execute_command("RG.TRIGGER", "run") == [b"[5]"]
 
 
 def test_what_a_source_did_beside_registering_is_not_done_again(every: redis.Redis) -> None:
