@@ -3,7 +3,8 @@
  * The server tells of every write once the first KeysReader or StreamReader is registered, and not before. So the walk comes to its end
  * early: what no registration wants costs a few comparisons; what one wants, a copy of the key's name. Values are read by the flow when it
  * runs, with its user's rights, and may be newer by then. A flow is not told of what it did itself (ai_nested_origin): one that writes the
- * key it reads would never end. Flows that write each other's keys can still do that. */
+ * key it reads would never end. Flows that write each other's keys can still do that. A key that is found expired or that is evicted while a
+ * flow's command runs is not its doing. */
 #include "ai.h"
 
 #include <strings.h>
@@ -24,10 +25,14 @@ static bool wants_event(const Flow *f, const char *event) {
     return !named;
 }
 
-static bool wants(const Flow *f, int db, Slice key, const char *event) {
+static bool own_doing(const Flow *f, int type) {
+    return ai_nested_origin && strcmp(ai_nested_origin, f->id) == 0 && !(type & (NOTIFY_EXPIRED | NOTIFY_EVICTED));
+}
+
+static bool wants(const Flow *f, int db, Slice key, int type, const char *event) {
     if (f->state != FLOW_LIVE && f->state != FLOW_WAKING) return false;
     if (f->reader == READER_COMMAND || f->db != db || !begins_with(key, f->prefix, f->exact)) return false;
-    if (ai_nested_origin && strcmp(ai_nested_origin, f->id) == 0) return false;
+    if (own_doing(f, type)) return false;
     return f->reader == READER_STREAM ? strcmp(event, "xadd") == 0 : wants_event(f, event);
 }
 
@@ -69,7 +74,7 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
     const int db = RedisModule_GetSelectedDb(ctx);
     for (FlowSource *s = flows_first(); s; s = s->next)
         for (Flow *f = s->flows; f; f = f->next)
-            if (wants(f, db, key, event)) tell(f, key, event);
+            if (wants(f, db, key, type, event)) tell(f, key, event);
     return REDISMODULE_OK;
 }
 

@@ -41,17 +41,19 @@ int flows_number(void) {
 
 /* ---- names that no other server gives ----------------------------------------------------------------------------------------- */
 
+static char this_run[41];
+
+static bool name_this_run(void) {
+    unsigned char noise[20];
+    if (getrandom(noise, sizeof(noise), 0) != (ssize_t)sizeof(noise)) return false;
+    for (int i = 0; i < 20; i++) snprintf(this_run + 2 * i, 3, "%02x", noise[i]);
+    return true;
+}
+
 /* 40 hexadecimal digits of this run of the server, and a number. */
 static char *new_id(void) {
     static _Atomic uint64_t last;
-    static char run[41];
-    uint64_t n = ++last;
-    if (!run[0]) { /* the first is made by the holder */
-        unsigned char noise[20];
-        if (getrandom(noise, sizeof(noise), 0) != (ssize_t)sizeof(noise)) snprintf((char *)noise, sizeof(noise), "%lld", (long long)now_us());
-        for (int i = 0; i < 20; i++) snprintf(run + 2 * i, 3, "%02x", noise[i]);
-    }
-    return text("%s-%llu", run, (unsigned long long)n);
+    return text("%s-%llu", this_run, (unsigned long long)++last);
 }
 
 /* ---- values ---------------------------------------------------------------------------------------------------------------------- */
@@ -724,6 +726,10 @@ int flows_register(RedisModuleCtx *ctx) {
         ai_log("warning", "FLOWS: RedisGears is loaded, which has commands of the same names: AI flows are off");
         config.flows = false;
         return REDISMODULE_OK;
+    }
+    if (!name_this_run()) {
+        ai_log("warning", "FLOWS: the system gives no random numbers: %s", strerror(errno));
+        return REDISMODULE_ERR;
     }
     return commands_register_flows(ctx);
 }

@@ -165,7 +165,7 @@ enum { REPLY_UNKNOWN = -1, REPLY_STRING, REPLY_ERROR, REPLY_INTEGER, REPLY_ARRAY
 
 enum { EVENT_ROLE_CHANGED = 0, EVENT_FLUSHDB = 2, EVENT_LOADING = 3, EVENT_SHUTDOWN = 5, EVENT_CRON_LOOP = 8, EVENT_FORK_CHILD = 13, EVENT_EVENTLOOP = 15 };
 enum { FORK_CHILD_BORN = 0 };
-enum { NOTIFY_GENERIC = 1 << 2, NOTIFY_MODULE = 1 << 13 };
+enum { NOTIFY_GENERIC = 1 << 2, NOTIFY_EXPIRED = 1 << 8, NOTIFY_EVICTED = 1 << 9, NOTIFY_MODULE = 1 << 13 };
 /* Every class from generic events to streams, and modules': not misses, new keys, and keys that are loaded. */
 enum { NOTIFY_CHANGES = 0x7FC | NOTIFY_MODULE };
 enum { FLUSHDB_START = 0 };

@@ -99,6 +99,19 @@ def test_a_flow_is_not_told_of_what_it_did_itself(r: redis.Redis) -> None:
     assert r.get("loop") == b"6"
 
 
+def test_a_key_that_a_flow_finds_expired_is_an_event_for_it_too(r: redis.Redis) -> None:
+    look = "(execute('GET', 'k:late') if record['event'] == 'set' else None, " + NOTE + ")"
+    r.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
+    try:
+        r.set("k:late", 1, px=1)
+        r.execute_command("RG.PYEXECUTE", on_key("k:*", look, eventTypes=["set", "expired"]))
+        r.execute_command("DEBUG", "SLEEP", 0.002)
+        r.set("k:first", 1)
+        assert sorted(seen(r, 2)) == ["k:first set", "k:late expired"]
+    finally:
+        r.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 1)
+
+
 def test_a_failing_flow_is_counted_and_others_go_on(r: redis.Redis) -> None:
     r.execute_command("RG.PYEXECUTE", on_key("k*", "1 / 0"))
     r.execute_command("RG.PYEXECUTE", on_key("k*", NOTE))

@@ -182,6 +182,27 @@ def test_a_replica_with_flows_no_keeps_them_for_its_own_replica(start_server: Ca
             forget_all(m)
 
 
+def test_a_replica_that_rewrites_a_plain_aof_keeps_flows_and_its_place_on_the_link(
+    start_server: Callable[..., Server], _pair: tuple[Server, Server], tmp_path: Path
+) -> None:
+    plain = ("--appendonly", "yes", "--aof-use-rdb-preamble", "no")
+    with _pair[0].client() as m:
+        m.execute_command("RG.PYEXECUTE", command("t"))
+        replica = start_server("--replicaof", "127.0.0.1", str(_pair[0].port), *plain, module_args=FLOWS, directory=tmp_path)
+        with replica.client() as c:
+            linked(c)
+            wait_until(lambda: not c.info("persistence")["aof_rewrite_in_progress"], "the first rewrite")
+            c.bgrewriteaof()
+            wait_until(lambda: not c.info("persistence")["aof_rewrite_in_progress"], "the rewrite")
+            m.set("k", 1)
+            in_step(m, c)
+            assert c.get("k") == b"1"
+        replica.stop()
+        with start_server(*plain, module_args=FLOWS, directory=tmp_path).client() as c:
+            assert c.execute_command("RG.TRIGGER", "t") == [b"t"]
+        forget_all(m)
+
+
 def test_on_every_server_a_promoted_replica_runs_what_its_master_registered(every_flows_server: Server) -> None:
     with every_flows_server.client() as m:
         m.execute_command("RG.PYEXECUTE", command("before"))
