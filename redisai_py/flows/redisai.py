@@ -178,8 +178,13 @@ def _store(server: Server, key: bytes, tensor: PyTensor) -> None:
         raise _mapped(str(error), _SETTING) from None
 
 
-def _load(server: Server, key: bytes) -> PyTensor:
-    reply = server.read("AI.TENSORGET", key, "META", "BLOB")
+def _load(server: Server, *keys: bytes) -> list[PyTensor]:
+    commands = [[b"AI.TENSORGET", key, b"META", b"BLOB"] for key in keys]
+    replies = server.read_all(commands) if len(commands) > 1 else [server.read(*command) for command in commands]
+    return [_tensor_of(reply) for reply in replies]
+
+
+def _tensor_of(reply: Any) -> PyTensor:
     if (error := getattr(reply, "error_text", None)) is not None:
         raise _mapped(error, _GETTING)
     _, dtype, _, shape, _, blob = reply
@@ -448,12 +453,13 @@ class Functions:
 
     @arity(1)
     def getTensorFromKey(self, key: Any) -> PyTensor:  # noqa: N802
-        return _load(self._server, text(key, "key name argument must be a string"))
+        (tensor,) = _load(self._server, text(key, "key name argument must be a string"))
+        return tensor
 
     @arity(1, "getTensorsFromKeyspace")
     def mgetTensorsFromKeyspace(self, keys: Any) -> list[PyTensor]:  # noqa: N802
         names = [text(key, "key name argument must be a string") for key in items(keys, "keys argument must be iterable")]
-        return [_load(self._server, name) for name in names]
+        return _load(self._server, *names)
 
     @arity(1)
     def tensorToFlatList(self, tensor: Any) -> list[Any]:  # noqa: N802

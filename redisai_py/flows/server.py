@@ -99,9 +99,13 @@ class Atomic:
         replies = self._shim.flow_transaction(by.user, by.db, [argv for argv, _ in commands], by.origin)
         for (_, later), reply in zip(commands, replies, strict=True):
             later._set(reply)
-        errors = [reply for reply in replies if hasattr(reply, "error_text")]
-        for error in sorted(errors, key=lambda error: error.error_text.startswith("EXECABORT")):  # that one only follows from another
-            reply_value(error)
+        reply_value(_cause(replies))
+
+
+def _cause(replies: Sequence[Any]) -> Any:
+    """The first error; EXECABORT only where there is no other, from which it follows. None without errors."""
+    errors = [reply for reply in replies if hasattr(reply, "error_text")]
+    return min(errors, key=lambda error: bool(error.error_text.startswith("EXECABORT")), default=None)
 
 
 class Finished(NamedTuple):
@@ -156,6 +160,15 @@ class Server:
     def read(self, *args: Any) -> Any:
         """One command that reads, as the shim replies: bytes, and errors as values with `error_text`. At once, also inside `atomic()`."""
         return self._ask(working_for(), words(args))
+
+    def read_all(self, commands: list[list[bytes]]) -> list[Any]:
+        """Commands that read, in one hold of the Redis lock: what they see is of one moment. Raises GearsError when one is refused."""
+        by = working_for()
+        replies = self._shim.flow_transaction(by.user, by.db, commands, by.origin)
+        for reply in replies:
+            if getattr(reply, "error_text", "").startswith("EXECABORT"):
+                raise GearsError(_cause(replies).error_text)
+        return replies
 
     def _ask(self, by: Caller, argv: list[bytes]) -> Any:
         return self._shim.flow_execute(by.user, by.db, argv, by.origin)

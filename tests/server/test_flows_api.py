@@ -367,6 +367,7 @@ def test_rights_are_those_of_the_user_who_registered(_server: Server, wire: Wire
             assert weak("RG.PYEXECUTE", SOURCE.replace("'run'", "'weak'").replace("'run_async'", "'weak_async'")) == OK
         assert refused(wire, "redisAI.setTensorInKey('t', make('FLOAT', [1], [1]))", "weak").startswith("NOPERM")
         assert refused(wire, "redisAI.getTensorFromKey('other')", "weak").startswith("NOPERM")
+        assert refused(wire, "redisAI.mgetTensorsFromKeyspace(['t', 'other'])", "weak").startswith("NOPERM")
         assert refused(wire, "redisAI.createModelRunner('t')\nexecute('GET', 'text')", "weak").startswith("NOPERM")
         assert run(wire, MODEL + "result = str(redisAI.modelRunnerRun(runner)[0])", "weak") == b"[11.0, 22.0]"
         plan = DAG + "dag.Input('x', make('FLOAT', [1, 1], [1])).ModelRun(name='bad', inputs=['x'], outputs=['y']).Run()"
@@ -401,6 +402,7 @@ def test_keys_of_other_nodes_of_a_cluster(start_server: Callable[..., Server], n
         calls = [
             lambda: redisAI.setTensorInKey('{06S}', tensor),
             lambda: redisAI.getTensorFromKey('{06S}'),
+            lambda: redisAI.mgetTensorsFromKeyspace(['{06S}', '{06S}']),
             lambda: redisAI.createModelRunner('{06S}'),
             lambda: redisAI.createDAGRunner().ModelRun(name='{06S}', inputs=[], outputs=[]),
         ]
@@ -418,5 +420,5 @@ def test_keys_of_other_nodes_of_a_cluster(start_server: Callable[..., Server], n
         assert wire("CLUSTER", "ADDSLOTS", *range(1, 200)) == OK
         wait_until(lambda: b"cluster_state:ok" in wire("CLUSTER", "INFO"), "the cluster")
         assert wire("RG.PYEXECUTE", textwrap.dedent(source)) == OK
-        assert wire("RG.TRIGGER", "f") == [b"Given key is not in the current shard"] * 4
+        assert wire("RG.TRIGGER", "f") == [b"Given key is not in the current shard"] * 5
         assert wire("DBSIZE") == 1
