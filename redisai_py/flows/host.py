@@ -29,12 +29,13 @@ NOT_HERE = "ERR the source of this flow could not be run again; the server's log
 
 
 class Line:
-    """Runs one thing after the other. `start(thing, done)`; whoever calls `done` makes room for the next. Any thread."""
+    """Runs one thing after the other. `start(thing, done)`; whoever calls `done`, at once or later, makes room for the next. Any thread."""
 
     def __init__(self, start: Callable[[Any, Callable[[], None]], None]) -> None:
         self._start = start
         self._things: deque[Any] = deque()
         self._idle: list[None] = [None]  # emptied by whom the line belongs to
+        self._starter = 0  # the thread that is inside `start`, and goes on with the next itself
 
     def add(self, thing: Any) -> None:
         self._things.append(thing)
@@ -51,12 +52,15 @@ class Line:
             except IndexError:
                 self._idle.append(None)
                 continue
+            self._starter = threading.get_ident()
             self._start(thing, self._done)
-            return
+            if self._starter == threading.get_ident():
+                self._starter = 0
 
     def _done(self) -> None:
         self._idle.append(None)
-        self._next()
+        if self._starter != threading.get_ident():  # else a thousand that are done at once would be a thousand calls deep
+            self._next()
 
 
 class Flow:

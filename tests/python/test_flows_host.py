@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -479,6 +480,22 @@ def test_the_events_of_a_key_keep_their_order(flows: Flows, kind: str) -> None:
     assert {told(event) for event in events} == {("done", None)}
     for key in (b"a", b"b", b"c"):
         assert flows.keys[b"order:" + key] == [b"%02d" % i for i in range(20)]
+
+
+def test_a_long_line_of_events_ends_with_its_flow(flows: Flows, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    source = f"""
+    import os, time
+    def f(record):
+        while not os.path.exists({str(gate)!r}):
+            time.sleep(0.001)
+    GB().foreach(f).register('*', readValue=False)
+    """
+    number = flows.register(source)
+    events = [flows.event(number, b"k") for _ in range(3000)]
+    flows.drop(number)
+    gate.touch()
+    assert {told(event) for event in events} == {("done", None)}
 
 
 def test_events_of_a_flow_that_is_gone_make_room(flows: Flows) -> None:
