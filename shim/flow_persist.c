@@ -155,10 +155,13 @@ static uint64_t load_number(RedisModuleIO *io, uint64_t most, const char **wrong
     return *wrong ? 0 : n;
 }
 
+/* The list of words grows as they come: their number may lie. */
 static FlowSource *load_source(RedisModuleIO *io, const char **wrong) {
-    size_t n = load_number(io, MAX_WORDS, wrong), have = 0;
-    Slice *words = RedisModule_Calloc(n + 1, sizeof(*words));
+    size_t n = load_number(io, MAX_WORDS, wrong), have = 0, room = 0;
+    Slice *words = NULL;
     for (; have < n && !*wrong; have++) {
+        if (have == room) words = RedisModule_Realloc(words, (room = room ? room * 2 : 64) * sizeof(*words));
+        words[have] = (Slice){ NULL, 0 };
         words[have].p = RedisModule_LoadStringBuffer(io, &words[have].n);
         if (!words[have].p || RedisModule_IsIOError(io)) *wrong = "short read";
     }
