@@ -30,14 +30,15 @@ from .findings import CORPUS, Counts, Finding, corpus
 HERE = Path(__file__).parent / "parsers"
 SHIM = ROOT / "shim"
 SOURCES = ["persist.c", "tensor.c", "plan.c", "mem.c", "redis_api.c"]
-TARGETS = ("rdb", "tensor", "plan")
+#: target -> the files that it needs beside them
+TARGETS = {"rdb": [], "tensor": [], "plan": [], "flow": ["flows.c", "flow_persist.c"]}
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function"]
-FLAGS = ["-O1", "-g", "-std=gnu11", "-D_GNU_SOURCE", "-fno-omit-frame-pointer", *WARNINGS, f"-I{SHIM}", f"-I{HERE}"]
+FLAGS = ["-O1", "-g", "-fPIC", "-std=gnu11", "-D_GNU_SOURCE", "-fno-omit-frame-pointer", *WARNINGS, f"-I{SHIM}", f"-I{HERE}"]
 COVERAGE = ["-fsanitize-coverage=trace-pc,trace-cmp"]
 #: libFuzzer has a trace_pc of its own, which says that it does nothing: ours is linked first and wins
 MULDEFS = "-Wl,-z,muldefs"
 #: inputs are at most this long: enough for 64 dims and for lists in lists, short enough to try many
-LONGEST = {"rdb": 512, "tensor": 512, "plan": 512}
+LONGEST = {"rdb": 512, "tensor": 512, "plan": 512, "flow": 512}
 #: found by libFuzzer since the corpus was last made smaller; not kept in the repository
 FOUND = ROOT / "build" / "fuzz" / "found"
 
@@ -74,6 +75,12 @@ def _compile(source: Path, object_file: Path, options: list[str]) -> Path:
     return object_file
 
 
+def _weakened(object_file: Path) -> Path:
+    """What the object asks for and nobody has is NULL: the target brings those of its neighbours that an input can reach."""
+    subprocess.run(["objcopy", "--weaken", str(object_file)], check=True)
+    return object_file
+
+
 def built() -> dict[str, Path]:
     """An executable for each target. Built once for each state of the sources, in build/fuzz/."""
     library, checks = libfuzzer(), sanitizers()
@@ -85,11 +92,24 @@ def built() -> dict[str, Path]:
         shared = [_compile(SHIM / name, scratch / f"shim_{name}.o", options) for name in SOURCES]
         main = _compile(HERE / ("coverage.c" if library else "replay.c"), scratch / "main.o", checks)
         ends = [str(library), "-lstdc++", MULDEFS] if library else []
-        for name in TARGETS:
+        for name, more in TARGETS.items():
             target = _compile(HERE / f"{name}.c", scratch / f"{name}.o", options)
+            own = [_weakened(_compile(SHIM / source, scratch / f"shim_{source}.o", options)) for source in more]
             whole = scratch / f"{name}.whole.o"
-            subprocess.run([str(compiler()), "-r", "-nostdlib", "-o", str(whole), *map(str, (target, *shared, main))], check=True)
-            subprocess.run([str(compiler()), *checks, str(whole), *ends, "-lpthread", "-lm", "-o", str(scratch / name)], check=True)
+            subprocess.run([str(compiler()), "-r", "-nostdlib", "-o", str(whole), *map(str, (target, *shared, *own, main))], check=True)
+            subprocess.run(
+                [
+                    str(compiler()),
+                    *checks,
+                    str(whole),
+                    *ends,
+                    "-lpthread",
+                    "-lm",
+                    "-o",
+                    str(scratch / name),
+                ],
+                check=True,
+            )
         scratch.rename(folder)
     return {name: folder / name for name in TARGETS}
 
@@ -170,12 +190,25 @@ FLOAT 3 4
 """.strip().splitlines()
 
 
+def flows() -> list[bytes]:
+    """The aux data of an RDB: how many sources, and the words of each, after their number."""
+    gears = ["0-1", "default", "0", "GB().run()", "1", "numpy", "2", "0-2", "KeysReader", "0", "4", "prefix", "a*", "mode", "async"]
+    gears += ["0-3", "CommandReader", "1", "2", "trigger", "go"]
+    small = ["1", "", "7", "", "0", "1", "2", "StreamReader", "0", "0"]
+    made = [[], [small], [gears], [gears, small], [small, small]]
+    return [
+        b"\0" + rdb.number(len(m)) + b"".join(rdb.number(len(s)) + b"".join(rdb.string(w.encode()) for w in s) for s in m) for m in made
+    ]
+
+
 def first_inputs(name: str) -> list[bytes]:
     """What a corpus begins with: one input of every kind."""
     if name == "plan":
         return [line.encode() for line in LINES]
     if name == "tensor":
         return [line.encode() for line in SETS]
+    if name == "flow":
+        return flows()
     kinds = list(rdb.IDS)
     return [bytes((kinds.index(kind) + 3 * version, 7)) + b"".join(fields) for kind, version, fields in restore.seeds()]
 

@@ -18,7 +18,7 @@ def test_no_restored_payload_ends_the_server_or_changes_on_its_way() -> None:
 @pytest.mark.skipif(not parsers.compiler(), reason="needs a C compiler")
 @pytest.mark.parametrize("name", parsers.TARGETS)
 def test_nothing_that_a_parser_once_met_does_harm(name: str) -> None:
-    assert parsers.replay(name) > 100
+    assert parsers.replay(name) > 50
 
 
 @pytest.mark.skipif(not (parsers.compiler() and parsers.libfuzzer()), reason="libFuzzer comes with atheris")
