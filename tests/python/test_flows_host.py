@@ -621,7 +621,7 @@ import threading
 idle = threading.Event()
 nothing = lambda *args: None
 shim = SimpleNamespace(settings=lambda: {**options, "eager": []}, queues=list, released=list, next_overdue=idle.wait)
-shim.next_message = shim.next_flow = shim.meter = nothing
+shim.next_message = shim.next_flow = shim.meter = shim.sandbox = nothing
 import redisai_py.backends.base as base, inspect
 options = {name: 1 for name, p in inspect.signature(base.Settings).parameters.items() if p.default is p.empty}
 engine.build(shim)
