@@ -307,18 +307,27 @@ static const char *errno_text(int why) {
     }
 }
 
-/* On a node of a cluster the server's own errors come as replies (E): Valkey 9.1 crashes where it refuses a key of another node without. */
-static const char *call_flags(bool cluster) {
+/* Whether the server's own errors come as replies (E): Valkey 9.1 crashes where it makes none, be it for a wrong number of arguments or for a
+ * key of another node. */
+static const char *call_flags(bool as_replies) {
     if (!RedisModule_ACLCheckCommandPermissions) return "!v"; /* S and M came with 7.0, as did the check and E */
-    return cluster ? "!ESMv" : "!SMv";
+    return as_replies ? "!ESMv" : "!SMv";
+}
+
+/* Of those replies the ones for which clients know a text: of 1.2.7, or ours. Any other error is the command's, whatever errno is. */
+static bool has_own_text(RedisModuleCallReply *reply, int why) {
+    static const char arity[] = "ERR wrong number of arguments";
+    size_t n = 0;
+    const char *line = RedisModule_CallReplyType(reply) == REPLY_ERROR ? RedisModule_CallReplyStringPtr(reply, &n) : NULL;
+    return line && (why == EPERM || (why == EINVAL && n >= sizeof(arity) - 1 && memcmp(line, arity, sizeof(arity) - 1) == 0));
 }
 
 static void call(RedisModuleCtx *ctx, const char *name, RedisModuleString **argv, int argc, Arena *arena, ReplyNode *node) {
-    bool cluster = RedisModule_GetContextFlags(ctx) & CTX_CLUSTER;
+    bool as_replies = ai_valkey || (RedisModule_GetContextFlags(ctx) & CTX_CLUSTER);
     errno = 0;
-    RedisModuleCallReply *reply = RedisModule_Call(ctx, name, call_flags(cluster), argv + 1, (size_t)argc - 1);
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, name, call_flags(as_replies), argv + 1, (size_t)argc - 1);
     int why = errno;
-    if (reply && !(cluster && why == EPERM && RedisModule_CallReplyType(reply) == REPLY_ERROR)) copy_reply(reply, arena, node, 0);
+    if (reply && !(as_replies && has_own_text(reply, why))) copy_reply(reply, arena, node, 0);
     else reply_error(node, arena, why ? errno_text(why) : "ERR no reply");
     if (reply) RedisModule_FreeCallReply(reply);
 }
