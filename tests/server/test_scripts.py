@@ -213,7 +213,7 @@ def test_a_script_runs_with_the_rights_of_its_caller(c: redis.Redis, limited: re
         with pytest.raises(redis.ResponseError, match=r"(?i)no permissions|not allowed from script"):
             execute(limited, *command)
     assert c.get("secret") == b"s3cr3t"
-    with pytest.raises(redis.ResponseError, match="(?i)no permissions"):
+    with pytest.raises(redis.ResponseError, match=r"(?i)no permissions"):
         call(limited, "model", "KEYS", 1, "b:model", "INPUTS", 1, "secret")
 
 
@@ -224,7 +224,7 @@ def test_a_model_is_only_run_for_who_may_read_its_key(c: redis.Redis, limited: r
         c.execute_command("AI.MODELSTORE", key, "ONNX", "CPU", "BLOB", (MODELS / "minimal.onnx").read_bytes())
     names = c.execute_command("AI.MODELGET", "b:model", "META")
     assert len(names[11]) >= 1
-    with pytest.raises(redis.ResponseError, match="(?i)no permissions"):
+    with pytest.raises(redis.ResponseError, match=r"(?i)no permissions"):
         limited.execute_command("AI.SCRIPTEXECUTE", "s", "go", "INPUTS", 1, "x", "ARGS", 1, "secretmodel", "OUTPUTS", 1, "b:y")
 
 
