@@ -65,7 +65,7 @@ format: prepare ## Format the Python sources
 	$(PY) -m ruff check --fix .
 
 soak: EXTRAS := all,test
-soak: build ## Run the long loops: kill -9, link cuts, forks, stops, clients that leave (ARGS='kill 1000')
+soak: build ## Run a long loop: kill -9, cut links, broken files, forks, stops, clusters (ARGS='kill 1000'; names: tests/soak/loops.py)
 	cd tests && ../$(PY) -m soak.loops $(or $(ARGS),kill 100)
 
 fuzz: EXTRAS := all,test,fuzz

@@ -441,6 +441,8 @@ def test_valkey_moves_a_slot_with_all_kinds_of_values(start_server: Callable[...
     slot = s.execute_command("CLUSTER", "KEYSLOT", tag)
     assert slot < 8192
     fill(s, tag)
+    for key, value in UNSTORABLE.items():
+        s.restore(tag + key, 0, value)
     s.restore(f"{tag}echo", 0, rdb.model("ONNX", echo_model().encode(), inputs=("input_0",), outputs=("output_0",)))
     values = dumps(s)
     there = t.execute_command("CLUSTER", "MYID")
