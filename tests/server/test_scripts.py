@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
-from servers import MODELS, Server, default_binary, wait_until
+from servers import MODELS, Server, default_binary, server_binaries, wait_until
 
 pytestmark = pytest.mark.needs_torch
 OK = b"OK"
@@ -375,6 +375,22 @@ def test_no_command_reaches_a_key_that_its_caller_may_not(real_server: Server, r
                 fill()
     real.execute_command("ACL", "DELUSER", "limited")
     assert ran > 5  # PING and the like
+
+
+@pytest.mark.parametrize("name", [name for name in server_binaries() if "valkey" in name][:1])
+def test_no_error_of_a_command_ends_valkey(start_server: Callable[..., Server], name: str) -> None:
+    """Valkey 9.1 reads an error reply that it did not make, unless it is told to make them."""
+    with start_server(echo=False, binary=server_binaries()[name]).client() as c:
+        store(c)
+        for command, text in (
+            (("SET", "only-a-key"), "Invalid argument"),
+            (("NO_SUCH_COMMAND", "x"), "No such file or directory"),
+            (("LPUSH", "x", "y"), "WRONGTYPE"),
+            (("INCRBYFLOAT", "n", "z"), "ERR value is not a valid float"),
+            (("AI.MODELEXECUTE", "m"), "ERR Cannot run RedisAI command within a transaction or a LUA script"),
+        ):
+            with pytest.raises(redis.ResponseError, match=f"Redis command returned an error: {text}"):
+                execute(c, *command)
 
 
 # ---- replies of every kind and size ---------------------------------------------------------------------------------------------
