@@ -6,7 +6,7 @@
  *    come from. An item keeps its place until it is answered, so that what Python has taken counts too.
  * 3. Ends of runs and removals go first: a flow that waits for its run must not wait behind the events that it lets pile up.
  * 4. Of a stream one notice waits at most; whoever takes it reads all that the stream holds. So streams need no bound.
- * 5. A trigger whose client has left before it was taken is not run. */
+ * 5. A trigger whose client has left before it was taken is not run, nor is what was queued for a flow that is gone or asleep by then. */
 #include "ai.h"
 
 typedef struct Fifo {
@@ -105,15 +105,32 @@ static FlowItem *take(Fifo *fifo) {
     return item;
 }
 
+/* Under ai_lock. Why there is no sense in it any more; NULL: there is. */
+static const char *outdated(const FlowItem *item) {
+    if (item->kind == ITEM_RUN || item->kind == ITEM_DROP) return NULL;
+    if (item->job && item->job->gone) return "ERR the client has left";
+    if (!item->flow || item->flow->state == FLOW_LIVE) return NULL;
+    return item->flow->state == FLOW_GONE ? "ERR the flow was unregistered" : "ERR the server has loaded data or become a replica";
+}
+
+static void give_up(FlowItem *item, const char *why) {
+    if (item->kind == ITEM_SOURCE || item->kind == ITEM_TRIGGER) {
+        flow_fail(item, why);
+        return;
+    }
+    flows_dropped++;
+    flow_item_free(item);
+}
+
 FlowItem *flow_next(void) {
     for (;;) {
         pthread_mutex_lock(&ai_lock);
         while (!ai_closing && !urgent.first && !ordinary.first) pthread_cond_wait(&flow_ready, &ai_lock);
         FlowItem *item = ai_closing ? NULL : take(urgent.first ? &urgent : &ordinary);
-        bool gone = item && item->job && item->kind != ITEM_RUN && item->job->gone;
+        const char *why = item ? outdated(item) : NULL;
         pthread_mutex_unlock(&ai_lock);
-        if (!gone) return item;
-        flow_fail(item, "ERR the client has left");
+        if (!why) return item;
+        give_up(item, why);
     }
 }
 
