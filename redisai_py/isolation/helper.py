@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -220,9 +220,16 @@ def _settle(parent: int) -> None:
         score.write_text(str(min(1000, int(score.read_text()) + _OOM_SCORE)))
 
 
-def _log_line(level: str, line: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"{level}\t{line}\n".encode())
+def _logger() -> Callable[[str, str], None]:
+    """What writes a line to the server's log: through a descriptor of its own, since standard error is elsewhere during an import
+    (backends/quiet.py)."""
+    descriptor = os.dup(2)
+
+    def write(level: str, line: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, f"{level}\t{line}\n".encode())
+
+    return write
 
 
 def _grow(channel: Channel, need: int) -> None:
@@ -247,7 +254,7 @@ def main() -> None:
     descriptor, parent = map(int, sys.argv[1:])
     _settle(parent)
     control = socket.socket(fileno=descriptor)
-    log.route_to_server(_log_line)
+    log.route_to_server(_logger())
     start = json.loads(control.recv(wire.DATAGRAM))
     threading.stack_size(start["stack_size"])
     sys.setswitchinterval(start["switch_interval"])
