@@ -9,8 +9,9 @@
    tensors, each written by one side. The server makes the memory, nameless and sealed against shrinking: nobody else can open it, and a
    helper cannot pull it away under the server's hands. A thread of the server waits in recv(), without the GIL.
 3. A helper is not trusted. Whatever it says is checked by wire.py before it is used; one that talks nonsense is killed.
-4. A helper that dies is started again at once, with the libraries it had loaded; models are opened again when they are next needed. What
-   ran gets an error. A model that ends its helper three times in a row is left alone for a while, longer each time (breaker.py).
+4. A helper that dies after it served is started again at once, with the libraries it had loaded; models are opened again when they are
+   next needed. What ran gets an error. A model that ends its helper three times in a row is left alone for a while, longer each time
+   (breaker.py).
 5. All helpers are started by one thread that lives as long as the server, because the kernel ties "die with your parent" to the thread
    that started the process, not to the process. Signals end in the pidfd, which no other process can inherit: Redis itself waits for any
    child whenever it saves, and may collect ours.

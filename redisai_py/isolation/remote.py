@@ -115,6 +115,7 @@ class Link:
                 memory, accesses, name, text = _fields(answer.header, 4)
                 error = _error(name, text)
             self._count(helper, memory, accesses)
+            helper.served = True
         except Closed:
             raise Terminated(helper.fate(channel)) from None
         except Exception as problem:  # Garbage, or our own side failed in the middle: the two are no longer in step

@@ -5,7 +5,8 @@
 2. A helper's end is known from its pidfd, and its channels are shut then: a saving child of Redis may hold copies of our sockets, so that
    nobody would ever read their end. The child is collected by pidfd, too: its number may belong to another by then.
 3. What a helper writes to standard error goes to the server's log.
-4. A helper that died is followed by another at once, with the same libraries; not when it died before it was ready, three times in a row.
+4. A helper that died is followed by another at once, with the same libraries, if it had served anybody; else when somebody asks, so that
+   one that dies while it imports them is no storm. After three that died before they were ready nobody may ask for a while.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Helper:
         self.log = log
         self.alive = True  # cleared by whoever sees first that it is not
         self.ready = False
+        self.served = False  # it has answered a request
         self.memory = 0  # bytes that its libraries said they hold, for INFO
         self.reason = ""  # why the server ended it; set before the signal is sent
         self.culprit: Channel | None = None  # whose run was the reason
@@ -245,7 +247,8 @@ class Supervisor:
         finally:
             theirs.close()
             os.close(into_log)
-        ours.send(json.dumps({**self._start, "preload": self._libraries.get(device, [])}).encode())
+        with contextlib.suppress(OSError):  # it is dead already: the pidfd says so in a moment
+            ours.send(json.dumps({**self._start, "preload": self._libraries.get(device, [])}).encode())
         os.set_blocking(log, False)
         for descriptor in (helper.pidfd, log, ours.fileno()):
             self._poll.register(descriptor, select.POLLIN)
@@ -314,7 +317,7 @@ class Supervisor:
         self._publish()
         if not helper.ready:
             self._breakers.setdefault(helper.device, Breaker()).failed(time.monotonic())
-        else:
+        elif helper.served:
             self._spawn(helper.device)
 
     def _ignore(self, descriptor: int) -> None:

@@ -157,6 +157,20 @@ def test_a_helper_that_dies_between_requests_is_replaced_before_the_next(isolate
     well(wire)
 
 
+def test_one_that_dies_before_it_served_is_replaced_when_somebody_asks(isolated: Server, wire: Wire) -> None:
+    """Else a helper that dies of what it imports at its start would be started for ever."""
+    well(wire)
+    before = started(isolated)
+    psutil.Process(served(isolated, "CPU")).kill()
+    wait_until(lambda: started(isolated) == before + 1)
+    wait_until(lambda: served(isolated, "CPU") in [p.pid for p in helpers(isolated)])
+    psutil.Process(served(isolated, "CPU")).kill()
+    wait_until(lambda: served(isolated, "CPU") not in [p.pid for p in helpers(isolated)])
+    assert started(isolated) == before + 1
+    well(wire)
+    assert started(isolated) == before + 2
+
+
 def served(server: Server, device: str) -> int:
     """The process that the log names last for a device."""
     return int(re.findall(rf"process (\d+) serves {re.escape(device)}\n", server.log())[-1])
