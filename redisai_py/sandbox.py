@@ -44,6 +44,8 @@ _FILES = (
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems", "/proc/sys/vm", "/sys/devices", "/sys/bus"),
     *("/sys/fs/cgroup", "/sys/kernel/mm", "/sys/class", "/dev/urandom", "/dev/random", "/proc/driver"),
 )
+#: read by a process that is a sandbox as a whole: of itself. TensorFlow aborts without the first where the program is Python
+_OWN = ("/proc/self/cmdline", "/proc/self/maps")
 #: read and written
 _DEVICES = ("/dev/null", "/dev/zero")
 _GPUS = ("nvidia*", "dri", "kfd")  # below /dev
@@ -99,6 +101,8 @@ class Sandbox:
         for path in readable() if paths is None else paths:
             self._allow(path, _READ_FILE | _READ_DIR)
         devices = [found for pattern in _GPUS for found in Path("/dev").glob(pattern)]
+        for path in map(Path, _OWN if whole_process else ()):
+            self._allow(path, _READ_FILE)
         tempfile.tempdir = tempfile.gettempdir() if paths is None else tempfile.tempdir  # it is found by writing there
         for path in (*map(Path, _DEVICES), *devices):
             self._allow(path, _READ_FILE | _READ_DIR | _WRITE_FILE | _IOCTL_DEVICE)

@@ -140,23 +140,34 @@ def count(tensors: List[Tensor], keys: List[str], args: List[str]):
 """
 
 
+BACKENDS = {"ONNX": ("onnx", ""), "TFLITE": ("tflite", ""), "TORCH": ("pt", ""), "TF": ("pb", "INPUTS 1 x OUTPUTS 1 y")}
+
+
+def every_backend_runs(wire: Wire, names: str) -> None:
+    wire("AI.TENSORSET", "x", "FLOAT", 1, 2, "VALUES", 1, 2)
+    for backend in names.split():
+        suffix, named = BACKENDS[backend]
+        blob = (MODELS / f"minimal.{suffix}").read_bytes()
+        assert wire("AI.MODELSTORE", backend, backend, "CPU", *named.split(), "BLOB", blob) == OK
+        assert wire("AI.MODELEXECUTE", backend, "INPUTS", 1, "x", "OUTPUTS", 1, "y") == OK
+        assert wire("AI.TENSORGET", "y", "VALUES") == [b"2", b"4"]
+
+
+def test_the_libraries_work_in_a_helper(start_server: Callable[..., Server]) -> None:
+    """The others run there in test_isolation.py. TensorFlow behaves otherwise where the program is called python."""
+    with Wire(start_server(module_args=MODES["process"], echo=False).port, timeout=150) as wire:
+        every_backend_runs(wire, "TFLITE TF")
+
+
 @pytest.mark.needs_torch
-def test_every_backend_works_in_it(start_server: Callable[..., Server], tmp_path: Path) -> None:
-    """In the server's own process, where scripts take the Redis lock on a sandboxed thread."""
+def test_every_backend_works_in_the_server(start_server: Callable[..., Server]) -> None:
+    """There scripts take the Redis lock on a sandboxed thread."""
     server = start_server("--appendonly", "yes", "--appendfsync", "always", module_args=MODES["none"], echo=False)
     with Wire(server.port, timeout=150) as wire:
-        wire("AI.TENSORSET", "x", "FLOAT", 1, 2, "VALUES", 1, 2)
-        for backend, suffix, names in (("ONNX", "onnx", ""), ("TFLITE", "tflite", ""), ("TORCH", "pt", ""), ("TF", "pb", NAMES)):
-            blob = (MODELS / f"minimal.{suffix}").read_bytes()
-            assert wire("AI.MODELSTORE", backend, backend, "CPU", *names.split(), "BLOB", blob) == OK
-            assert wire("AI.MODELEXECUTE", backend, "INPUTS", 1, "x", "OUTPUTS", 1, "y") == OK
-            assert wire("AI.TENSORGET", "y", "VALUES") == [b"2", b"4"]
+        every_backend_runs(wire, "ONNX TFLITE TORCH TF")
         assert wire("AI.SCRIPTSTORE", "s", "CPU", "ENTRY_POINTS", 1, "count", "SOURCE", SCRIPT) == OK
         assert wire("AI.SCRIPTEXECUTE", "s", "count", "KEYS", 1, "n", "INPUTS", 1, "x", "OUTPUTS", 1, "y") == OK
         assert wire("GET", "n") == b"1"
         zipped = (MODELS / "saved_model.zip").read_bytes()
         refused = wire("AI.MODELSTORE", "zip", "TF", "CPU", "BLOB", zipped)
         assert refused.text.startswith("ERR a SavedModel has to be unpacked into files: ")
-
-
-NAMES = "INPUTS 1 x OUTPUTS 1 y"
