@@ -63,6 +63,9 @@ class Loaded:
     operators: frozenset[str]  # in the graph and in the functions it calls
 
 
+STRING_DIMS = 32
+
+
 class TensorFlowBackend:
     name: ClassVar[str] = "TF"
     package: ClassVar[str] = "tensorflow-cpu"
@@ -257,7 +260,7 @@ class TensorFlowSession:
         if len(inputs) != len(self._feeds) or n_outputs == 0 or self._refusal:
             raise BackendError(self._why_not(inputs, n_outputs))
         try:
-            outputs = self._call(*[to_array(tensor) for tensor in inputs])
+            outputs = self._call(*[fed(to_array(tensor)) for tensor in inputs])
         except self._error as error:
             raise BackendError(sentence(error)) from None
         return [one if type(one) is np.ndarray else scalar(one) for one in outputs[:n_outputs]]
@@ -273,10 +276,17 @@ class TensorFlowSession:
     def warm_up(self) -> None:
         """Runs once on zeros. The shapes are guessed, so a failure means nothing; what is wrong with the graph shows at the first run."""
         with suppress(Exception):
-            self._call(*map(zeros, self._feeds))
+            self._call(*[fed(zeros(tensor)) for tensor in self._feeds])
 
     def close(self) -> None:
         self._session.close()
+
+
+def fed(array: Array) -> Array:
+    """The array. Strings are walked through by the library with an iterator that has room for 32 dims and writes past it."""
+    if array.dtype == object and array.ndim > STRING_DIMS:
+        raise BackendError(f"ERR TF takes STRING tensors of at most {STRING_DIMS} dimensions")
+    return array
 
 
 def scalar(value: Any) -> Array:

@@ -325,6 +325,16 @@ def test_the_fixtures_for_strings_and_booleans(opened: Callable[..., Session]) -
     assert back.tolist() == [[True, False]] and back.dtype == np.bool_
 
 
+def test_strings_of_many_dimensions_are_refused(opened: Callable[..., Session], tf: Any) -> None:
+    """The library's iterator over them has room for 32 and writes past it: the process would be gone."""
+    definition = tf.compat.v1.GraphDef.FromString(model("string_identity.pb"))
+    definition.node[0].attr["shape"].shape.unknown_rank = True
+    del definition.node[0].attr["shape"].shape.dim[:]
+    session = opened(definition.SerializeToString(), "x", "y")
+    assert session.run([FakeStrings([b"a"], (1,) * 32)], 1)[0].ndim == 32
+    assert refusal(session.run, [FakeStrings([b"a"], (1,) * 33)], 1) == "ERR TF takes STRING tensors of at most 32 dimensions"
+
+
 def test_an_output_without_dimensions_is_an_array(opened: Callable[..., Session]) -> None:
     (total,) = opened(model("scalar_output.pb"), "x", "sum").run([F(1, 2, 3)], 1)
     assert type(total) is np.ndarray and total.shape == () and total == 6
