@@ -520,6 +520,7 @@ typedef struct Overdue { /* a run past MODEL_EXECUTION_TIMEOUT */
 bool watch_overdue(Overdue *run);
 /* The watchdog has the GIL again, without which no worker begins a run: is it still that run, or would the next one be ended in its place? */
 bool watch_still_runs(const Overdue *run);
+void watch_limit_changed(void); /* any thread: the watchdog looks again */
 void watch_started(void); /* worker, no lock held: a run began; wakes the watchdog when it sleeps without a due time */
 
 /* ---- redis_call.c: redis.execute ------------------------------------------------------------------------------------- */

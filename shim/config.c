@@ -95,6 +95,7 @@ typedef struct Option {
     bool limit;     /* 0 stands for none, which the checks read as a number nothing exceeds */
     bool silent;    /* no "Setting ..." line */
     bool shown;     /* by AI.CONFIG GET */
+    void (*changed)(void); /* tells those who sleep until what the old value said */
 } Option;
 
 static int64_t number_of(const Option *o) {
@@ -102,7 +103,10 @@ static int64_t number_of(const Option *o) {
     return o->limit && n == INT64_MAX ? 0 : n;
 }
 
-static void put_number(const Option *o, int64_t n) { *o->number = o->limit && !n ? INT64_MAX : n; }
+static void put_number(const Option *o, int64_t n) {
+    *o->number = o->limit && !n ? INT64_MAX : n;
+    if (o->changed) o->changed();
+}
 
 /* As load arguments. */
 
@@ -212,7 +216,8 @@ static const Option options[] = {
     {"INTRA_OP_PARALLELISM", "intra-op-parallelism", set_number, enlist_number, &config.intra_op, .flags = CONFIG_IMMUTABLE},
     {"INTER_OP_PARALLELISM", "inter-op-parallelism", set_number, enlist_number, &config.inter_op, .flags = CONFIG_IMMUTABLE},
     {"MODEL_CHUNK_SIZE", "model-chunk-size", set_number, enlist_number, &config.model_chunk_size, .least = 1, .flags = CONFIG_MEMORY},
-    {"MODEL_EXECUTION_TIMEOUT", "model-execution-timeout", set_number, enlist_number, &config.model_execution_timeout, .least = 1000},
+    {"MODEL_EXECUTION_TIMEOUT", "model-execution-timeout", set_number, enlist_number, &config.model_execution_timeout, .least = 1000,
+     .changed = watch_limit_changed},
     {"BACKEND_MEMORY_LIMIT", "backend-memory-limit", set_number, enlist_number, &config.backend_memory_limit, .flags = CONFIG_IMMUTABLE},
     {"MAX_QUEUE", "max-queue", set_number, enlist_number, &config.max_queue, .limit = true, .shown = true},
     {"MAX_TENSOR_BYTES", "max-tensor-bytes", set_number, enlist_number, &config.max_tensor_bytes, .limit = true, .shown = true,

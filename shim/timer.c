@@ -139,6 +139,13 @@ void watch_started(void) {
     pthread_mutex_unlock(&ai_lock);
 }
 
+void watch_limit_changed(void) {
+    timer_prepare();
+    pthread_mutex_lock(&ai_lock);
+    pthread_cond_signal(&watch_cond);
+    pthread_mutex_unlock(&ai_lock);
+}
+
 bool watch_overdue(Overdue *run) {
     Worker *w = NULL;
     pthread_mutex_lock(&ai_lock);

@@ -142,6 +142,18 @@ def test_what_cannot_be_interrupted_is_named_once_and_finishes(wire: Wire, echo_
     assert echo_server.log().count(line) == 1
 
 
+def test_a_limit_that_is_lowered_counts_for_the_run_in_progress(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """The watchdog slept until the end of an hour."""
+    server = start_server(module_args=("MODEL_EXECUTION_TIMEOUT", "3600000"))
+    with Wire(server.port) as wire, Wire(server.port) as client:
+        store(wire, "m", "gate", path=str(tmp_path / "never"), terminable=True)
+        put(wire, "in", 1)
+        client.send(*execute("m", "out"))
+        wait_running(wire)
+        assert wire("CONFIG", "SET", "ai.model-execution-timeout", "1000") == OK
+        assert client.read() == Error(ENDED + ".")
+
+
 def test_short_runs_are_left_alone(wire: Wire, echo_server: Server) -> None:
     """Also many of them, one after the other, for longer than the limit in all."""
     store(wire, "m", "sleep", seconds=0.1, terminable=True)
