@@ -2,7 +2,8 @@
 
 libFuzzer looks for input that takes new ways through the code. It comes with clang; here the library that the atheris package brings is
 linked to what gcc builds (parsers/coverage.c). Without it the inputs of the corpus are run, which needs a compiler alone. Both builds are
-under AddressSanitizer and UndefinedBehaviorSanitizer where the compiler brings them.
+under AddressSanitizer and UndefinedBehaviorSanitizer where the compiler brings them. Once it finds no new ways, a storm
+(parsers/storm.c) goes the known ones with far more inputs a second.
 
 The corpus holds, for each target, the smallest inputs that libFuzzer found for each way through the code: `python -m fuzz.parsers rdb`
 (from tests/) adds what the long runs found since and throws out what is covered twice, but for findings.
@@ -81,16 +82,17 @@ def _weakened(object_file: Path) -> Path:
     return object_file
 
 
-def built() -> dict[str, Path]:
-    """An executable for each target. Built once for each state of the sources, in build/fuzz/."""
-    library, checks = libfuzzer(), sanitizers()
-    folder = ROOT / "build" / "fuzz" / _digest(str(library), *checks)
+def built(storm: bool = False) -> dict[str, Path]:
+    """An executable for each target, driven by libFuzzer, storm.c or replay.c. Built once for each state of the sources, in build/fuzz/."""
+    library, checks = None if storm else libfuzzer(), sanitizers()
+    driver = "storm.c" if storm else "coverage.c" if library else "replay.c"
+    folder = ROOT / "build" / "fuzz" / _digest(driver, str(library), *checks)
     if not folder.exists():
         scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
         scratch.mkdir(parents=True)
         options = [*checks, *(COVERAGE if library else [])]
         shared = [_compile(SHIM / name, scratch / f"shim_{name}.o", options) for name in SOURCES]
-        main = _compile(HERE / ("coverage.c" if library else "replay.c"), scratch / "main.o", checks)
+        main = _compile(HERE / driver, scratch / "main.o", checks)
         ends = [str(library), "-lstdc++", MULDEFS] if library else []
         for name, more in TARGETS.items():
             target = _compile(HERE / f"{name}.c", scratch / f"{name}.o", options)
@@ -143,6 +145,28 @@ def fuzz(target: str, seed: int, count: int) -> Counts:
         assert done.returncode == 0, done.stderr[-3000:]
     features = re.findall(r"ft: (\d+)", done.stderr)
     return {"features": int(features[-1])}
+
+
+def storm(target: str, seed: int, count: int) -> Counts:
+    """`count` inputs of the corpus, changed at random. Raises Finding."""
+    with tempfile.TemporaryDirectory() as scratch:
+        artifact = Path(scratch) / "input"
+        command = [str(built(storm=True)[target]), str(seed), str(count), str(artifact), *map(str, corpus(target))]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, errors="replace", check=False)
+        if artifact.exists():
+            raise Finding(target, artifact.read_bytes(), done.stderr[-6000:])
+        assert (done.returncode, done.stdout) == (0, f"{count}\n"), done.stderr[-3000:]
+    return {}
+
+
+def storm_target(name: str) -> Callable[[int, int], Counts]:
+    """What `run.py` calls for a storm on a target in C."""
+
+    def run(seed: int, count: int) -> Counts:
+        return storm(name, seed, count)
+
+    run.__doc__ = f"the inputs that {name} found, changed at random, without counting coverage"
+    return run
 
 
 def target(name: str) -> Callable[[int, int], Counts]:

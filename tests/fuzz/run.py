@@ -30,6 +30,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 TARGETS: dict[str, Callable[[int, int], Counts]] = {
     "restore": restore,
     **{name: parsers.target(name) for name in parsers.TARGETS},
+    **{f"{name}-storm": parsers.storm_target(name) for name in parsers.TARGETS},
     **{name: models.target(name) for name in models.TARGETS},
     "oracle": oracle,
 }

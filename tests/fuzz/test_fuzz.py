@@ -27,6 +27,12 @@ def test_no_input_that_libfuzzer_makes_does_harm(name: str) -> None:
     assert parsers.fuzz(name, SEED, 30_000)["features"] > 1000
 
 
+@pytest.mark.skipif(not parsers.compiler(), reason="needs a C compiler")
+@pytest.mark.parametrize("name", parsers.TARGETS)
+def test_no_change_of_what_a_parser_once_met_does_harm(name: str) -> None:
+    assert parsers.storm(name, SEED, 50_000) == {}
+
+
 OPENED = [
     pytest.param("torch", "torch", 400, marks=pytest.mark.needs_torch),
     pytest.param("script", "torch", 1000, marks=pytest.mark.needs_torch),
