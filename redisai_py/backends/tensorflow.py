@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,8 @@ class Loaded:
 
 
 STRING_DIMS = 32
+#: A graph may declare any shape; one so large is no reason to allocate it, and TensorFlow does not survive a lack of memory.
+WARM_UP_ELEMENTS = 1 << 24
 
 
 class TensorFlowBackend:
@@ -276,7 +279,8 @@ class TensorFlowSession:
     def warm_up(self) -> None:
         """Runs once on zeros. The shapes are guessed, so a failure means nothing; what is wrong with the graph shows at the first run."""
         with suppress(Exception):
-            self._call(*[fed(zeros(tensor)) for tensor in self._feeds])
+            if sum(elements(tensor) for tensor in self._feeds) <= WARM_UP_ELEMENTS:
+                self._call(*[fed(zeros(tensor)) for tensor in self._feeds])
 
     def close(self) -> None:
         self._session.close()
@@ -304,8 +308,17 @@ def unnamed_dtype(tensor: Any) -> str | None:
     return f"ERR TF returned a tensor of type {dtype.name}, which has no RedisAI dtype"
 
 
-def zeros(tensor: Any) -> Array:
-    """An array of the tensor's dtype and shape, with 1 for what the graph leaves open."""
+def guessed_shape(tensor: Any) -> list[int]:
+    """The tensor's shape, with 1 for what the graph leaves open."""
     sizes = tensor.shape.as_list() if tensor.shape.rank is not None else [1]
-    shape = [1 if size is None else size for size in sizes]
+    return [1 if size is None else size for size in sizes]
+
+
+def elements(tensor: Any) -> int:
+    return math.prod(guessed_shape(tensor))
+
+
+def zeros(tensor: Any) -> Array:
+    """An array of the tensor's dtype and guessed shape."""
+    shape = guessed_shape(tensor)
     return np.full(shape, b"", dtype=object) if tensor.dtype.name == "string" else np.zeros(shape, tensor.dtype.as_numpy_dtype)
