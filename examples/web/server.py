@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from functools import partial
@@ -217,6 +218,7 @@ def main() -> None:
         sys.exit(f"Redis on port {options.port}: {error}")
     with ThreadingHTTPServer(("127.0.0.1", options.listen), partial(Requests, recognition)) as server:
         print(f"http://127.0.0.1:{server.server_port} runs on {', '.join(recognition.backends)}; Ctrl-C ends it", flush=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a program started in the background may have been told to ignore it
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -48,7 +48,7 @@ Turn = Sequence[Command]
 #: Bytes, or objects, that one turn may leave. The smallest allocation there is takes 8 bytes of the heap and is in every turn.
 LIMITS = {"used": 4.0, "heap": 16.0, "rss": 16.0, "blocks": 0.25}
 #: The same for one cycle of storing, running and deleting a model: a session takes tens of kilobytes at least.
-CYCLE_LIMITS = {"used": 64.0, "heap": 4096.0, "rss": 16384.0}
+CYCLE_LIMITS = {"used": 64.0, "heap": 16384.0, "rss": 16384.0}
 FLUSHED = 64 * 1024
 
 
