@@ -17,7 +17,7 @@ from .base import Settings
 #: A model that runs on the worker's own thread alone: so few bytes of weights, and a run that takes so little of one thread (seconds). More
 #: threads would cost it more than they save.
 LIGHT_WEIGHTS = 8 << 20
-LIGHT_SECONDS = 0.001
+LIGHT_SECONDS = 0.002
 
 #: read by OpenMP when the library that uses it is first loaded
 _QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
